@@ -1,0 +1,1 @@
+"""What runs Understudy: demo, reference teacher, and later images, charts and dashboards."""

@@ -1,0 +1,1 @@
+"""The data plane: HTTP in, judged, HTTP out, captured."""

@@ -1,0 +1,173 @@
+"""HTTP in, HTTP out: routes, errors, client disconnects. No decision is made here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import GatewayError
+from gateway.ids import new_id
+from gateway.logs import log
+from gateway.service import Service
+from gateway.turn import Reply, Turn
+
+_JSON = (b"content-type", b"application/json")
+_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+
+
+def create_app(service: Service) -> FastAPI:
+    """The ASGI application over one service, which it opens and closes."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service:
+            yield
+
+    app = FastAPI(
+        title="Understudy", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(GatewayError, _gateway_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        turn = await service.begin(request)
+        return _Answer(service, turn)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        return _json(200, service.models(request.headers.get("authorization")))
+
+    @app.get("/v1/models/{name:path}")
+    async def model(request: Request, name: str) -> Response:
+        return _json(200, service.model(request.headers.get("authorization"), name))
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return _json(200, {"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        problems = await service.problems()
+        return _json(503 if problems else 200, {"ready": not problems, "problems": problems})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+class _Answer(Response):
+    """Runs the flow while watching the client: a disconnect cancels the upstream call at once."""
+
+    def __init__(self, service: Service, turn: Turn) -> None:
+        super().__init__()
+        self._service = service
+        self._turn = turn
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._serve(send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _serve(self, send: Send) -> None:
+        try:
+            reply = await self._service.flow.answer(self._turn)
+        except GatewayError as error:
+            reply = _error_reply(error, self._turn)
+        except Exception as error:
+            log("internal_error", id=self._turn.id, error=repr(error))
+            await self._service.flow.books.failed(self._turn, _internal())
+            reply = _error_reply(_internal(), self._turn)
+        if isinstance(reply.body, bytes):
+            await _send_whole(send, reply, reply.body)
+        else:
+            await _send_stream(send, reply, reply.body)
+
+
+async def _send_whole(send: Send, reply: Reply, body: bytes) -> None:
+    headers = [_JSON, (b"content-length", str(len(body)).encode()), *_encoded(reply.headers)]
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_stream(send: Send, reply: Reply, body: AsyncIterator[bytes]) -> None:
+    """The first part is pulled before the head is sent: a stream that was never begun could not
+    clean up behind itself."""
+    try:
+        part = await anext(body, b"")
+        headers = [_EVENTS, *_encoded(reply.headers)]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        async for part in body:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        await body.aclose()  # type: ignore[attr-defined]
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+
+
+def _error_reply(error: GatewayError, turn: Turn) -> Reply:
+    return Reply(error.status, {**turn.headers("yes"), **error.headers}, orjson.dumps(error.body()))
+
+
+def _internal() -> GatewayError:
+    return GatewayError("internal_error", "The gateway failed; its log has this request's id.")
+
+
+def _json(status: int, body: Any, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(
+        orjson.dumps(body),
+        status,
+        {"x-request-id": new_id(), **(headers or {})},
+        media_type="application/json",
+    )
+
+
+async def _gateway_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)
+    return _json(error.status, error.body(), error.headers)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        wrong = GatewayError(
+            "method_not_allowed", f"{request.method} is not possible here; see the HTTP reference."
+        )
+    else:
+        wrong = GatewayError(
+            "unknown_path", "There is no such path; the API starts at /v1/chat/completions."
+        )
+    return _json(wrong.status, wrong.body(), error.headers)
+
+
+async def _unexpected(_: Request, error: Exception) -> Response:
+    log("internal_error", error=repr(error))
+    return _json(500, _internal().body())

@@ -1,0 +1,68 @@
+"""Who is asking: bearer keys, compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gateway.errors import GatewayError
+from gateway.settings import Key
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A client key's owner; the key itself is gone."""
+
+    name: str
+    tasks: frozenset[str]
+    may_override: bool
+
+    def may_use(self, task: str) -> bool:
+        """Whether the task is open to this principal."""
+        return "*" in self.tasks or task in self.tasks
+
+
+ANONYMOUS = Principal("anonymous", frozenset({"*"}), True)
+"""Whoever asks a gateway without keys; only a loopback address may be bound then."""
+
+
+class Keyring:
+    """Digests of the configured keys."""
+
+    def __init__(self, keys: Sequence[Key], secrets: Mapping[str, str]) -> None:
+        self._digests = [
+            (
+                _digest(secrets[key.key_env]),
+                Principal(key.name, frozenset(key.tasks), key.may_override),
+            )
+            for key in keys
+        ]
+
+    def principal(self, authorization: str | None) -> Principal:
+        """The owner of a bearer key.
+
+        Every digest is compared, so that the time tells nothing about which one came close.
+
+        Raises:
+            GatewayError: ``invalid_api_key``.
+        """
+        if not self._digests:
+            return ANONYMOUS
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise _refused("No API key was sent; use the header 'Authorization: Bearer KEY'.")
+        wanted = _digest(key.strip())
+        matches = [p for digest, p in self._digests if hmac.compare_digest(digest, wanted)]
+        if not matches:
+            raise _refused("The API key is not known; check the key and the gateway it is for.")
+        return matches[0]
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _refused(message: str) -> GatewayError:
+    return GatewayError("invalid_api_key", message, headers={"www-authenticate": "Bearer"})

@@ -1,0 +1,186 @@
+"""What is recorded of a turn, and the ends of answers that depend on it: nothing ends before its
+exchange is committed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from gateway.capture import Capture
+from gateway.chunks import Assembler, Relay
+from gateway.errors import GatewayError
+from gateway.logs import log
+from gateway.metrics import Metrics
+from gateway.sse import DONE, encode
+from gateway.store.records import Attempt, Status
+from gateway.teacher import teacher_cost_usd
+from gateway.turn import Reply, Turn
+from gateway.upstream import UpstreamResponse, monotonic
+from gateway.verdict import ServedBy
+
+NOT_CAPTURED = b": understudy-captured no\n\n"
+_EXPECTED = frozenset({"ok", "abandoned", "not_confident"})
+
+
+@dataclass(slots=True)
+class ClientStream:
+    """One streamed answer on its way out: chunks flow, its end is held back."""
+
+    turn: Turn
+    relay: Relay
+    whole: Assembler
+    books: Books
+    _tail: list[dict[str, Any]]
+    _sent: bool = False
+
+    @classmethod
+    def of(cls, turn: Turn, whole: Assembler, books: Books, *, strict: bool) -> ClientStream:
+        """A stream for a turn; ``strict`` strips a student's extra fields."""
+        request = turn.request
+        relay = Relay(turn.head, request.logprobs, request.include_usage, strict)
+        return cls(turn, relay, whole, books, [])
+
+    def take(self, raw: Mapping[str, Any]) -> bytes:
+        """Bytes that may go out for an upstream chunk; empty from the finish reason on."""
+        chunk = self.relay.chunk(raw)
+        if chunk is None:
+            return b""
+        if self._tail or any(choice.get("finish_reason") for choice in chunk["choices"]):
+            self._tail.append(chunk)
+            return b""
+        self._mark_first()
+        return encode(chunk)
+
+    async def close(self) -> bytes:
+        """Commit, then the end of the stream: finish reason, usage, ``[DONE]``."""
+        turn, books = self.turn, self.books
+        stored = await books.commit(turn, self.whole.completion(turn.head, turn.request.logprobs))
+        if turn.wishes.explain and self._tail:
+            self._tail[-1]["understudy"] = turn.explanation("yes" if stored else "no")
+        parts = [encode(chunk) for chunk in self._tail]
+        usage = self.relay.usage(self.whole.usage)
+        if usage is not None:
+            parts.append(encode(usage))
+        self._mark_first()
+        books.count(turn, 200)
+        return b"".join(([] if stored else [NOT_CAPTURED]) + parts + [DONE])
+
+    async def fail(self, error: str) -> bytes:
+        """An honest end for an answer that cannot be completed: an error event, never [DONE]."""
+        turn, books = self.turn, self.books
+        turn.finished = True
+        body = self.whole.completion(turn.head, turn.request.logprobs)
+        exchange = turn.exchange(Status.INCOMPLETE, body, monotonic(), error=error)
+        stored = await books.capture.put(exchange)
+        books.count(turn, 502)
+        event = GatewayError(
+            "stream_broken", f"The answer was cut before its end ({error}). Discard it, try again."
+        )
+        return (b"" if stored else NOT_CAPTURED) + encode(event.body())
+
+    def leave(self, response: UpstreamResponse) -> None:
+        """Free the upstream; if the stream was abandoned, keep what there was."""
+        response.close()
+        turn = self.turn
+        if turn.finished:
+            return
+        turn.finished = True
+        body = self.whole.completion(turn.head, turn.request.logprobs)
+        self.books.capture.put_soon(
+            turn.exchange(Status.INCOMPLETE, body, monotonic(), error="client_gone")
+        )
+        self.books.count(turn, 499)
+
+    def _mark_first(self) -> None:
+        if not self._sent:
+            self._sent = True
+            turn = self.turn
+            self.books.metrics.first_token.labels(
+                turn.task.name, turn.verdict.served_by.value
+            ).observe(monotonic() - turn.started)
+
+
+@dataclass(slots=True)
+class Books:
+    """Store and metrics, as the request path uses them."""
+
+    capture: Capture
+    metrics: Metrics
+    wake_draws: asyncio.Event
+
+    async def whole(self, turn: Turn, body: dict[str, Any]) -> Reply:
+        """Commit a whole answer, then hand it out."""
+        captured = "yes" if await self.commit(turn, body) else "no"
+        if turn.wishes.explain:
+            body = {**body, "understudy": turn.explanation(captured)}
+        self.count(turn, 200)
+        return Reply(200, turn.headers(captured), orjson.dumps(body))
+
+    def streamed(self, turn: Turn, body: AsyncIterator[bytes]) -> Reply:
+        """A reply whose end is still to be committed."""
+        return Reply(200, {"cache-control": "no-cache", **turn.headers("pending")}, body)
+
+    async def commit(self, turn: Turn, body: Mapping[str, Any]) -> bool:
+        """Put a complete exchange on disk; False when it cannot be stored."""
+        started = time.perf_counter()
+        turn.finished = True
+        stored = await self.capture.put(turn.exchange(Status.COMPLETE, body, monotonic()))
+        self.spent(turn, "capture", started)
+        if turn.drawn:
+            self.wake_draws.set()
+        return stored
+
+    async def failed(self, turn: Turn, error: GatewayError) -> bool:
+        """Keep a request that nobody could answer."""
+        turn.finished = True
+        self.count(turn, error.status)
+        return await self.capture.put(
+            turn.exchange(Status.ERROR, None, monotonic(), error=error.code)
+        )
+
+    def gone(self, turn: Turn) -> None:
+        """Keep a request whose client left before anything was decided."""
+        if not turn.finished:
+            turn.finished = True
+            self.capture.put_soon(
+                turn.exchange(Status.INCOMPLETE, None, monotonic(), error="client_gone")
+            )
+            self.count(turn, 499)
+
+    def spent(self, turn: Turn, stage: str, started: float) -> None:
+        """Book the gateway's own time; ``started`` from ``time.perf_counter``."""
+        seconds = time.perf_counter() - started
+        turn.overhead_s += seconds
+        self.metrics.overhead.labels(stage).observe(seconds)
+
+    def book(self, turn: Turn, attempt: Attempt) -> None:
+        """Book one upstream call."""
+        turn.attempts.append(attempt)
+        self.book_spend(turn.task.name, attempt)
+        if attempt.outcome not in _EXPECTED:
+            log("upstream_failed", id=turn.id, upstream=attempt.upstream, outcome=attempt.outcome)
+
+    def book_spend(self, task: str, attempt: Attempt) -> None:
+        """Count a call's tokens and money, whoever it was for."""
+        self.metrics.attempts.labels(attempt.upstream, attempt.outcome).inc()
+        self.metrics.tokens.labels(attempt.role, "prompt").inc(attempt.prompt_tokens)
+        self.metrics.tokens.labels(attempt.role, "completion").inc(attempt.completion_tokens)
+        if attempt.role == "teacher":
+            self.metrics.cost.labels(task, "teacher").inc(attempt.cost_usd)
+
+    def count(self, turn: Turn, status: int) -> None:
+        """Count one request; 499 is a client that left."""
+        verdict, task = turn.verdict, turn.task.name
+        served = verdict.served_by.value
+        self.metrics.requests.labels(task, served, verdict.reason.value, f"{status // 100}xx").inc()
+        self.metrics.duration.labels(task, served).observe(monotonic() - turn.started)
+        if verdict.served_by is ServedBy.STUDENT and status == 200 and turn.attempts:
+            last, teacher = turn.attempts[-1], turn.task.teacher.settings
+            self.metrics.cost_avoided.labels(task).inc(
+                teacher_cost_usd(teacher, last.prompt_tokens, last.completion_tokens)
+            )

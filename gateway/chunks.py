@@ -1,0 +1,178 @@
+"""Chat completion chunks: merged into a whole answer, and cleaned for the client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_KEPT = ("index", "delta", "finish_reason")
+"""Of a student's choice. vLLM's own fields (stop_reason, token_ids, …) are no part of the API."""
+
+
+@dataclass(slots=True)
+class _Choice:
+    message: dict[str, Any] = field(default_factory=lambda: {"role": "assistant", "content": None})
+    logprobs: list[Any] = field(default_factory=list)
+    finish_reason: str | None = None
+    tools: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Assembler:
+    """Joins the deltas of a stream into the completion that the same call would have given."""
+
+    choices: dict[int, _Choice] = field(default_factory=dict)
+    usage: Mapping[str, Any] | None = None
+    fingerprint: str | None = None
+    upstream_model: str | None = None
+
+    def feed(self, chunk: Mapping[str, Any]) -> None:
+        """Take one chunk."""
+        self.usage = chunk.get("usage") or self.usage
+        self.fingerprint = chunk.get("system_fingerprint") or self.fingerprint
+        self.upstream_model = chunk.get("model") or self.upstream_model
+        for raw in chunk.get("choices") or ():
+            choice = self.choices.setdefault(int(raw.get("index", 0)), _Choice())
+            choice.finish_reason = raw.get("finish_reason") or choice.finish_reason
+            choice.logprobs += (raw.get("logprobs") or {}).get("content") or ()
+            self._merge(choice, raw.get("delta") or {})
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has its finish reason."""
+        return bool(self.choices) and all(c.finish_reason for c in self.choices.values())
+
+    @property
+    def text(self) -> str:
+        """Content of the first choice so far."""
+        choice = self.choices.get(0)
+        return (choice.message["content"] if choice else None) or ""
+
+    def completion(self, head: Mapping[str, Any], logprobs: int | None) -> dict[str, Any]:
+        """The whole answer; ``head`` gives id, created and model, ``logprobs`` the number of
+        alternatives that the client asked for (None: no log-probabilities)."""
+        return {
+            **head,
+            "object": "chat.completion",
+            "choices": [
+                self._whole(index, choice, logprobs)
+                for index, choice in sorted(self.choices.items())
+            ],
+            "usage": self.usage,
+            "system_fingerprint": self.fingerprint,
+        }
+
+    def _whole(self, index: int, choice: _Choice, logprobs: int | None) -> dict[str, Any]:
+        message = dict(choice.message)
+        if choice.tools:
+            message["tool_calls"] = [call for _, call in sorted(choice.tools.items())]
+        message.setdefault("refusal", None)
+        kept = trimmed({"content": choice.logprobs}, logprobs)
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": kept,
+            "finish_reason": choice.finish_reason,
+        }
+
+    def _merge(self, choice: _Choice, delta: Mapping[str, Any]) -> None:
+        for name, value in delta.items():
+            if name == "tool_calls":
+                self._merge_tools(choice, value or ())
+            elif name in {"content", "refusal"} and isinstance(value, str):
+                choice.message[name] = (choice.message.get(name) or "") + value
+            elif name == "role":
+                choice.message["role"] = value or "assistant"
+            elif isinstance(value, str) and isinstance(choice.message.get(name), str):
+                choice.message[name] += value
+            elif value is not None:
+                choice.message[name] = value
+
+    def _merge_tools(self, choice: _Choice, calls: Any) -> None:
+        for call in calls:
+            whole = choice.tools.setdefault(
+                int(call.get("index", 0)),
+                {"id": None, "type": "function", "function": {"name": "", "arguments": ""}},
+            )
+            whole["id"] = call.get("id") or whole["id"]
+            function = call.get("function") or {}
+            whole["function"]["name"] += function.get("name") or ""
+            whole["function"]["arguments"] += function.get("arguments") or ""
+
+
+@dataclass(slots=True)
+class Relay:
+    """Rewrites chunks of one upstream stream into the one clean stream that the client sees: one
+    id, one role, the model that was asked for, usage only where wanted."""
+
+    head: Mapping[str, Any]
+    logprobs: int | None
+    include_usage: bool
+    strict: bool
+    """Student chunks carry vLLM's own fields and log-probabilities that nobody asked for."""
+    _roles: set[int] = field(default_factory=set)
+
+    def chunk(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
+        """One client chunk, or None where nothing is left to say."""
+        choices = [self._choice(choice) for choice in raw.get("choices") or ()]
+        choices = [choice for choice in choices if not _empty(choice)]
+        if not choices:
+            return None
+        out: dict[str, Any] = {} if self.strict else dict(raw)
+        out |= {
+            **self.head,
+            "object": "chat.completion.chunk",
+            "choices": choices,
+            "system_fingerprint": raw.get("system_fingerprint"),
+        }
+        out.pop("usage", None)
+        if self.include_usage:
+            out["usage"] = None
+        return out
+
+    def usage(self, usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """The closing usage chunk, if the client asked for it."""
+        if not self.include_usage or usage is None:
+            return None
+        return {
+            **self.head,
+            "object": "chat.completion.chunk",
+            "choices": [],
+            "usage": dict(usage),
+        }
+
+    def _choice(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        choice = {name: raw.get(name) for name in _KEPT} if self.strict else dict(raw)
+        index = int(raw.get("index") or 0)
+        delta = dict(raw.get("delta") or {})
+        if index in self._roles:
+            delta.pop("role", None)
+        elif delta:
+            delta = {"role": "assistant", **delta}
+            self._roles.add(index)
+        choice |= {"index": index, "delta": delta}
+        if self.strict:
+            choice["logprobs"] = trimmed(raw.get("logprobs"), self.logprobs)
+        return choice
+
+
+def trimmed(logprobs: Mapping[str, Any] | None, alternatives: int | None) -> dict[str, Any] | None:
+    """Log-probabilities with as many alternatives as the client asked for, or none at all."""
+    if alternatives is None or logprobs is None:
+        return None
+    content = [
+        {**token, "top_logprobs": (token.get("top_logprobs") or [])[:alternatives]}
+        for token in logprobs.get("content") or ()
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _empty(choice: Mapping[str, Any]) -> bool:
+    """Nothing but an empty text: vLLM's closing tokens leave such deltas behind."""
+    delta = choice["delta"]
+    return (
+        not choice.get("finish_reason")
+        and not choice.get("logprobs")
+        and all(value in ("", None, []) for value in delta.values())
+    )

@@ -1,0 +1,144 @@
+"""Read a configuration file and say what is wrong with it, in one line per mistake."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gateway.errors import ConfigError
+from gateway.settings import Config
+
+
+def load_config(path: Path) -> Config:
+    """Read and validate a configuration file; relative paths start at the file's folder.
+
+    Raises:
+        ConfigError: one line per mistake: file, key, reason.
+    """
+    data = _read_yaml(path)
+    try:
+        config = Config(**data)
+    except ValidationError as error:
+        raise ConfigError([_sentence(path, dict(e)) for e in error.errors()]) from None
+    except Exception as error:  # pydantic-settings: an override that is not the JSON it should be
+        raise ConfigError([f"{path}: environment override: {error}"]) from error
+    return _anchored(config, path.parent)
+
+
+def read_secrets(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
+    """Every secret that the file names, by variable name.
+
+    Raises:
+        ConfigError: a variable is unset or empty, or two client keys are equal.
+    """
+    problems = [
+        f"{key}: environment variable {variable} is not set"
+        for key, variable in named_secrets(config)
+        if not environ.get(variable)
+    ]
+    secrets = {env: environ[env] for _, env in named_secrets(config) if environ.get(env)}
+    values = [secrets.get(key.key_env) for key in config.keys]
+    if len(set(values)) != len(values) and not problems:
+        problems.append("keys: two keys have the same value; each principal needs its own")
+    if problems:
+        raise ConfigError(problems)
+    return secrets
+
+
+def named_secrets(config: Config) -> Iterator[tuple[str, str]]:
+    """(key in the file, environment variable) of every secret."""
+    for index, key in enumerate(config.keys):
+        yield f"keys[{index}].key_env", key.key_env
+    for index, task in enumerate(config.tasks):
+        if task.teacher.api_key_env:
+            yield f"tasks[{index}].teacher.api_key_env", task.teacher.api_key_env
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ConfigError([f"{path}: not YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(data, dict):
+        raise ConfigError([f"{path}: must be a mapping with the key 'tasks'"])
+    if not all(isinstance(key, str) for key in data):
+        raise ConfigError([f"{path}: every key must be a string"])
+    return data
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    tasks = [
+        task.model_copy(
+            update={
+                "router": task.router.model_copy(update={"artefact": folder / task.router.artefact})
+            }
+        )
+        if task.router
+        else task
+        for task in config.tasks
+    ]
+    store = f"sqlite:///{folder / config.store.removeprefix('sqlite:///')}"
+    return config.model_copy(
+        update={"tasks": tasks, "store": store, "cache": folder / config.cache}
+    )
+
+
+def store_path(config: Config) -> Path:
+    """The SQLite file that ``store`` names."""
+    return Path(config.store.removeprefix("sqlite:///"))
+
+
+def _sentence(path: Path, error: Mapping[str, Any]) -> str:
+    where = _dotted(error["loc"]) or "(file)"
+    if error["type"] == "extra_forbidden":
+        return f"{path}: {where}: unknown key{_nearest(error['loc'])}"
+    if error["type"] == "missing":
+        return f"{path}: {where}: is required"
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    return f"{path}: {where}: {reason}{_shown(error.get('input'))}"
+
+
+def _shown(value: Any) -> str:
+    return f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+
+
+def _dotted(location: tuple[str | int, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _nearest(location: tuple[str | int, ...]) -> str:
+    known = _keys_at(location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known keys are {', '.join(known)}" if known else ""
+
+
+def _keys_at(location: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] | None = Config
+    for part in location:
+        if isinstance(part, str) and model is not None and part in model.model_fields:
+            model = _section(model.model_fields[part].annotation)
+    return list(model.model_fields) if model else []
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((s for s in map(_section, get_args(annotation)) if s), None)
+
+
+def environment() -> Mapping[str, str]:
+    """The process environment; the only place that reads it."""
+    return os.environ

@@ -1,0 +1,141 @@
+"""The second half of each draw: a durable job, off the request path, after live traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+
+from gateway.books import Books
+from gateway.errors import GatewayError
+from gateway.events import End
+from gateway.gate import Gate
+from gateway.logs import log
+from gateway.schema import parse_chat
+from gateway.store.records import Draw, DrawState, PendingDraw
+from gateway.store.sqlite import SqliteStore
+from gateway.student import StudentFault, ask_student, student_body
+from gateway.tasks import TaskRuntime, Tasks
+from gateway.teacher import TeacherCall, TeacherDown, teacher_body
+from gateway.teacher_side import completion
+from gateway.upstream import UpstreamError, monotonic
+from router.comparator import comparator
+
+TRIES = 5
+IDLE_S = 5.0
+BATCH = 16
+
+
+@dataclass(slots=True)
+class DrawWorker:
+    """Works off pending draws, one at a time, whenever the process is up."""
+
+    tasks: Tasks
+    reader: SqliteStore
+    session: aiohttp.ClientSession
+    books: Books
+    sleep: Callable[[float], Any] = asyncio.sleep
+
+    async def run(self) -> None:
+        """Until cancelled. A job that was cut by a kill is still pending at the next start."""
+        while True:
+            self.books.wake_draws.clear()
+            jobs = await asyncio.to_thread(self.reader.pending_draws, BATCH)
+            for job in jobs:
+                await self._work(job)
+            if not jobs:
+                try:
+                    async with asyncio.timeout(IDLE_S):
+                        await self.books.wake_draws.wait()
+                except TimeoutError:
+                    continue
+
+    async def _work(self, job: PendingDraw) -> None:
+        task = self.tasks.get(job.task)
+        answer = await self._second(task, job) if task is not None else None
+        tries = job.tries + 1
+        state = DrawState.DONE
+        if answer is None:
+            state = DrawState.FAILED if tries >= TRIES or task is None else DrawState.PENDING
+        agrees = self._agree(task, job, answer) if task is not None and answer else None
+        draw = Draw(0.0, job.wants, state, tries, answer, agrees)
+        await self.books.capture.finish_draw(job.exchange_id, draw, time.time())
+        if state is not DrawState.PENDING:
+            outcome = "failed" if agrees is None else "agree" if agrees else "disagree"
+            self.books.metrics.draws.labels(job.task, outcome).inc()
+        else:
+            await self.sleep(min(2.0**tries, 30.0))
+
+    async def _second(self, task: TaskRuntime, job: PendingDraw) -> Mapping[str, Any] | None:
+        try:
+            if job.wants == "teacher":
+                return await self._teacher(task, job)
+            return await self._student(task, job)
+        except (TeacherDown, StudentFault, UpstreamError, GatewayError, TimeoutError) as error:
+            log("draw_failed", id=job.exchange_id, wants=job.wants, error=str(error))
+            return None
+
+    async def _teacher(self, task: TaskRuntime, job: PendingDraw) -> Mapping[str, Any] | None:
+        request = parse_chat(orjson.dumps({**job.request, "stream": False, "stream_options": None}))
+        call = TeacherCall(
+            task.teacher, self.session, lambda attempt: self.books.book_spend(task.name, attempt)
+        )
+        opened = await call.open(teacher_body(request, task.teacher.settings.model), False)
+        try:
+            async with asyncio.timeout(task.teacher.settings.total_timeout_s):
+                body = completion(await opened.response.read())
+        finally:
+            opened.response.close()
+        usage = (body or {}).get("usage")
+        record = call.record("ok" if body else "malformed", 200, opened.started, usage)
+        self.books.book_spend(task.name, record)
+        return body
+
+    async def _student(self, task: TaskRuntime, job: PendingDraw) -> Mapping[str, Any] | None:
+        """The student's whole answer, whatever the judge would say of it."""
+        if task.student is None or task.judge is None:
+            return None
+        upstream = task.student.pick(monotonic())
+        if upstream is None:
+            return None
+        settings = task.student.settings
+        request = parse_chat(orjson.dumps(job.request))
+        body = student_body(request, settings, task.judge.profile)
+        gate = Gate(task.judge.gate_tokens, "all")
+        answer = await ask_student(
+            self.session,
+            upstream,
+            body,
+            gate_tokens=task.judge.gate_tokens,
+            hold="all",
+            timeout_s=settings.timeout_s,
+        )
+        try:
+            async with asyncio.timeout(settings.timeout_s):
+                while not isinstance(event := await answer.events.next(), End):
+                    gate.feed(event)
+        finally:
+            answer.response.close()
+        if not gate.answer.choices:
+            return None
+        head = {"id": f"chatcmpl-{job.exchange_id}", "created": 0, "model": settings.model}
+        return gate.answer.completion(head, 5)
+
+    @staticmethod
+    def _agree(task: TaskRuntime, job: PendingDraw, answer: Mapping[str, Any]) -> bool:
+        agree = comparator(task.settings.risk.comparator)
+        first, second = answer_text(job.answer or {}), answer_text(answer)
+        student, teacher = (first, second) if job.wants == "teacher" else (second, first)
+        return agree(student, teacher)
+
+
+def answer_text(completion: Mapping[str, Any]) -> str:
+    """Content of the first choice of a completion."""
+    choices = completion.get("choices") or [{}]
+    content = (choices[0].get("message") or {}).get("content")
+    return content if isinstance(content, str) else ""

@@ -1,0 +1,109 @@
+"""One error tree. Each error is OpenAI's object with a stable type and code, a status, and a
+sentence that says what to do. The table in the HTTP reference is checked against ``CODES``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Code = Literal[
+    "invalid_json",
+    "invalid_type",
+    "invalid_value",
+    "missing_required_parameter",
+    "request_too_large",
+    "request_timeout",
+    "invalid_api_key",
+    "override_not_allowed",
+    "task_not_allowed",
+    "model_not_found",
+    "unknown_path",
+    "method_not_allowed",
+    "teacher_unavailable",
+    "teacher_error",
+    "teacher_refused",
+    "student_unavailable",
+    "stream_broken",
+    "shutting_down",
+    "internal_error",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class CodeInfo:
+    """What a code means on the wire."""
+
+    status: int
+    type: str
+    meaning: str
+
+
+CODES: Mapping[Code, CodeInfo] = {
+    "invalid_json": CodeInfo(400, "invalid_request_error", "The body is not a JSON object in UTF-8."),
+    "invalid_type": CodeInfo(400, "invalid_request_error", "A field has the wrong JSON type."),
+    "invalid_value": CodeInfo(400, "invalid_request_error", "A field is out of range or contradicts another."),
+    "missing_required_parameter": CodeInfo(400, "invalid_request_error", "A required field is absent."),
+    "request_too_large": CodeInfo(413, "invalid_request_error", "The body exceeds `limits.body_bytes`."),
+    "request_timeout": CodeInfo(408, "invalid_request_error", "The body did not arrive within `limits.receive_timeout_s`."),
+    "invalid_api_key": CodeInfo(401, "authentication_error", "No key was sent, or none that is configured."),
+    "override_not_allowed": CodeInfo(403, "permission_error", "The key may not choose who answers."),
+    "task_not_allowed": CodeInfo(403, "permission_error", "The key may not use this task."),
+    "model_not_found": CodeInfo(404, "invalid_request_error", "No task has or claims this model name."),
+    "unknown_path": CodeInfo(404, "invalid_request_error", "The gateway has no such path."),
+    "method_not_allowed": CodeInfo(405, "invalid_request_error", "The path exists, with another method."),
+    "teacher_unavailable": CodeInfo(503, "upstream_error", "The teacher cannot be reached, or does not answer in time."),
+    "teacher_error": CodeInfo(502, "upstream_error", "The teacher answered with an error or with something that is no completion."),
+    "teacher_refused": CodeInfo(400, "upstream_error", "The teacher refused the request; its own status and message are passed on."),
+    "student_unavailable": CodeInfo(502, "upstream_error", "`task:student` was asked for and the student did not answer."),
+    "stream_broken": CodeInfo(502, "upstream_error", "In-band only: the stream ended before the answer was complete."),
+    "shutting_down": CodeInfo(503, "server_error", "The gateway is draining; ask another replica."),
+    "internal_error": CodeInfo(500, "server_error", "A fault of the gateway itself; the request id finds it in the log."),
+}  # fmt: skip
+
+
+class GatewayError(Exception):
+    """An error that a client gets to see."""
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        *,
+        param: str | None = None,
+        status: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        upstream: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code: Code = code
+        self.message = message
+        self.param = param
+        self.status = status or CODES[code].status
+        self.headers = dict(headers or {})
+        self.upstream = upstream
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object; an upstream's own object is passed on as it came."""
+        if self.upstream is not None:
+            return {"error": dict(self.upstream)}
+        return {
+            "error": {
+                "message": self.message,
+                "type": CODES[self.code].type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; one line per mistake, each with file, key and reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StoreError(Exception):
+    """The store cannot be opened or written."""

@@ -1,0 +1,80 @@
+"""Parsed events of an upstream's stream, each awaited with a bound."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from gateway.sse import EventParser, EventTooLarge
+from gateway.upstream import UpstreamError, UpstreamResponse
+
+
+class End(Enum):
+    """Ways in which a stream stops."""
+
+    DONE = "done"
+    EOF = "eof"
+
+
+Event = Mapping[str, Any] | End
+
+
+class Events:
+    """Pulls events one at a time. After ``End`` only ``End.EOF`` follows."""
+
+    def __init__(self, response: UpstreamResponse) -> None:
+        self._chunks: AsyncIterator[bytes] = response.chunks()
+        self._parser = EventParser()
+        self._ready: deque[Event] = deque()
+        self._over = False
+
+    async def next(self) -> Event:
+        """The next event.
+
+        Raises:
+            UpstreamError: ``cut``, ``timeout`` or ``malformed``.
+        """
+        while not self._ready:
+            if self._over:
+                return End.EOF
+            try:
+                chunk = await anext(self._chunks)
+            except StopAsyncIteration:
+                self._over = True
+                return End.EOF
+            self._parse(chunk)
+        event = self._ready.popleft()
+        self._over = self._over or event is End.DONE
+        return event
+
+    async def next_within(self, seconds: float) -> Event:
+        """The next event; ``End.EOF`` if none comes in time: for what follows a finish reason."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.next()
+        except TimeoutError:
+            self._over = True
+            return End.EOF
+
+    def _parse(self, chunk: bytes) -> None:
+        try:
+            events = self._parser.feed(chunk)
+        except EventTooLarge as error:
+            raise UpstreamError("malformed", str(error)) from error
+        for data in events:
+            self._ready.append(End.DONE if data.strip() == b"[DONE]" else _object(data))
+
+
+def _object(data: bytes) -> Mapping[str, Any]:
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise UpstreamError("malformed", "an event is not JSON") from error
+    if not isinstance(value, dict):
+        raise UpstreamError("malformed", "an event is not an object")
+    return value

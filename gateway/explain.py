@@ -1,0 +1,143 @@
+"""What the judge thinks of one prompt, without a running gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.eligibility import unsupported
+from gateway.errors import ConfigError
+from gateway.events import End
+from gateway.gate import Gate
+from gateway.judging import gate_closed
+from gateway.schema import ChatRequest, parse_chat
+from gateway.settings import Config, Task
+from gateway.student import StudentFault, ask_student, student_body
+from gateway.upstream import Upstream, UpstreamError, open_session
+from gateway.verdict import Reason, ServedBy
+from router.encoder import load_encoder
+from router.judge import Judge, Prejudgement
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    settings: Task
+    judge: Judge
+    request: ChatRequest
+    pre: Prejudgement
+
+
+def explain(
+    config: Config, text: str, task: str | None, system: str | None, ask: bool
+) -> dict[str, Any]:
+    """Verdict, scores, contributions and nearest prompts as plain values.
+
+    Raises:
+        ConfigError: no such task, or it has no judge.
+        RouterError: the artefact cannot be used.
+    """
+    settings = _task(config, task)
+    if settings.router is None:
+        raise ConfigError([f"task {settings.name!r} has no router"])
+    judge = Judge.load(settings.router.artefact, load_encoder(config.cache))
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    body = {"model": settings.name, "messages": messages, "temperature": 0}
+    request = parse_chat(json.dumps(body).encode())
+    case = _Case(settings, judge, request, judge.prejudge(request.messages))
+    reason = _reason_before(case, system)
+    gate, note = None, None
+    if ask and settings.student is not None and reason in {None, Reason.GATE_CLOSED}:
+        gate, note = asyncio.run(_student(case))
+    return _result(case, reason, gate, note)
+
+
+def _task(config: Config, name: str | None) -> Task:
+    for task in config.tasks:
+        if name in (None, task.name):
+            return task
+    raise ConfigError([f"there is no task {name!r}"])
+
+
+def _reason_before(case: _Case, system: str | None) -> Reason | None:
+    settings, judge = case.settings, case.judge
+    if settings.student is None:
+        return Reason.NO_STUDENT
+    if unsupported(case.request, settings.student, judge.profile):
+        return Reason.UNSUPPORTED_FEATURE
+    if system is not None and not case.pre.known_template:
+        return Reason.NEW_TEMPLATE
+    if case.pre.out:
+        return Reason.OOD
+    risk = settings.risk
+    closed = gate_closed(judge, risk.alpha, risk.delta, risk.comparator)
+    return Reason.GATE_CLOSED if closed else None
+
+
+async def _student(case: _Case) -> tuple[Gate | None, str | None]:
+    settings = case.settings.student
+    assert settings is not None
+    upstream = Upstream("student", settings.base_urls[0], None)
+    body = student_body(case.request, settings, case.judge.profile)
+    gate = Gate(case.judge.gate_tokens, "all")
+    try:
+        async with open_session() as session:
+            answer = await ask_student(
+                session,
+                upstream,
+                body,
+                gate_tokens=case.judge.gate_tokens,
+                hold="all",
+                timeout_s=settings.timeout_s,
+            )
+            with contextlib.closing(answer.response):
+                while not isinstance(event := await answer.events.next(), End):
+                    gate.feed(event)
+    except (StudentFault, UpstreamError) as error:
+        return None, f"the student was not asked: {error}"
+    return gate, None
+
+
+def _result(
+    case: _Case, reason: Reason | None, gate: Gate | None, note: str | None
+) -> dict[str, Any]:
+    judge, pre = case.judge, case.pre
+    prefix = gate.prefix if gate is not None and not gate.fault else None
+    score = judge.score(pre, prefix) if prefix is not None else None
+    served, why = _verdict(judge, reason, score, gate)
+    weighed = judge.contributions(pre, prefix)
+    return {
+        "task": case.settings.name,
+        "served_by": served,
+        "reason": why,
+        "score": score,
+        "threshold": judge.threshold,
+        "ood_score": pre.ood_score,
+        "ood_cut": judge.ood_cut,
+        "router": judge.version,
+        "student_answer": gate.answer.text if gate is not None else None,
+        "note": note,
+        "weighed": dict(sorted(weighed.items(), key=lambda item: -abs(item[1]))),
+        "nearest": [
+            {"similarity": similarity, **prompt}
+            for similarity, prompt in judge.nearest(case.request.messages[-1].content)
+        ],
+    }
+
+
+def _verdict(
+    judge: Judge, reason: Reason | None, score: float | None, gate: Gate | None
+) -> tuple[str, str]:
+    if reason is not None:
+        return ServedBy.TEACHER, reason
+    if gate is None:
+        return "undecided", "the student's confidence decides"
+    if gate.fault is not None:
+        return ServedBy.TEACHER, Reason.STUDENT_ERROR
+    if score is not None and judge.threshold is not None and score < judge.threshold:
+        return ServedBy.STUDENT, Reason.IN_DISTRIBUTION
+    return ServedBy.TEACHER, Reason.LOW_CONFIDENCE

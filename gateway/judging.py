@@ -1,0 +1,51 @@
+"""What the gateway knows of the router: one small protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from router.certify import Certificate
+from router.confidence import Prefix
+from router.judge import DecodeProfile, Prejudgement
+from router.template import Message
+
+
+class Judge(Protocol):
+    """One task's deployed rule."""
+
+    version: str
+    gate_tokens: int
+    threshold: float | None
+    certificate: Certificate
+    profile: DecodeProfile
+
+    def prejudge(
+        self, messages: Sequence[Message], tools: Any = None, response_format: Any = None
+    ) -> Prejudgement:
+        """Template and P(out) of a prompt."""
+        ...
+
+    def score(self, pre: Prejudgement, prefix: Prefix) -> float:
+        """P(disagree) of a student answer."""
+        ...
+
+
+def gate_closed(judge: Judge, alpha: float, delta: float, comparator: str) -> str | None:
+    """Why the student may not serve under the operator's budget; None when it may."""
+    certificate = judge.certificate
+    if judge.threshold is None or not certificate.certified:
+        return f"the artefact has no certificate: {certificate.reason}"
+    if certificate.alpha > alpha or certificate.delta > delta:
+        return (
+            f"certified for alpha {certificate.alpha:g}, delta {certificate.delta:g}; the budget "
+            f"asks for {alpha:g}, {delta:g}"
+        )
+    if certificate.comparator != comparator:
+        return f"certified with comparator {certificate.comparator}; the budget says {comparator}"
+    return None
+
+
+def describe(judge: Judge) -> Mapping[str, Any]:
+    """The certificate, for logs and explanations."""
+    return judge.certificate.to_json()

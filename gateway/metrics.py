@@ -1,0 +1,110 @@
+"""Prometheus metrics, in a registry of their own. Labels are bounded: task, reason, stage."""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from gateway.verdict import Reason, ServedBy
+
+_FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SCORE = tuple(i / 20 for i in range(1, 20))
+
+
+class Metrics:
+    """Everything the gateway counts; names start with ``understudy_``."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "understudy_requests", "Requests answered.",
+            ["task", "served_by", "reason", "code_class"], registry=registry,
+        )  # fmt: skip
+        self.duration = Histogram(
+            "understudy_request_duration_seconds", "From request to the end of the answer.",
+            ["task", "served_by"], buckets=_SLOW, registry=registry,
+        )  # fmt: skip
+        self.first_token = Histogram(
+            "understudy_time_to_first_token_seconds", "From request to the first released chunk.",
+            ["task", "served_by"], buckets=_SLOW, registry=registry,
+        )  # fmt: skip
+        self.overhead = Histogram(
+            "understudy_overhead_seconds", "Time the gateway itself adds, by stage.",
+            ["stage"], buckets=_FAST, registry=registry,
+        )  # fmt: skip
+        self.ood_score = Histogram(
+            "understudy_ood_score", "P(out of distribution) of judged prompts.",
+            ["task"], buckets=_SCORE, registry=registry,
+        )  # fmt: skip
+        self.disagree_score = Histogram(
+            "understudy_disagree_score", "P(disagree) of judged student answers.",
+            ["task"], buckets=_SCORE, registry=registry,
+        )  # fmt: skip
+        self.threshold = Gauge(
+            "understudy_threshold", "Certified threshold on P(disagree).", ["task"],
+            registry=registry,
+        )  # fmt: skip
+        self.gate_open = Gauge(
+            "understudy_gate_open", "1 while the student may serve.", ["task"], registry=registry
+        )
+        self.student_info = Gauge(
+            "understudy_student_info", "1 for the version in service.",
+            ["task", "student", "router"], registry=registry,
+        )  # fmt: skip
+        self.attempts = Counter(
+            "understudy_upstream_attempts", "Calls to upstreams.", ["upstream", "outcome"],
+            registry=registry,
+        )  # fmt: skip
+        self.circuit_open = Gauge(
+            "understudy_circuit_open", "1 while an upstream's breaker is open.", ["upstream"],
+            registry=registry,
+        )  # fmt: skip
+        self.tokens = Counter(
+            "understudy_tokens", "Tokens spent, served or not.", ["served_by", "kind"],
+            registry=registry,
+        )  # fmt: skip
+        self.cost = Counter(
+            "understudy_cost_usd", "Money spent: teacher by token, student by machine time.",
+            ["task", "served_by"], registry=registry,
+        )  # fmt: skip
+        self.cost_avoided = Counter(
+            "understudy_cost_avoided_usd",
+            "What the teacher would have charged for student answers.", ["task"], registry=registry,
+        )  # fmt: skip
+        self.draws = Counter(
+            "understudy_audit_draws", "Draws by outcome.", ["task", "outcome"], registry=registry
+        )
+        self.records = Counter(
+            "understudy_fallback_records", "Exchanges by what became of them.", ["state"],
+            registry=registry,
+        )  # fmt: skip
+        self.queue = Gauge(
+            "understudy_fallback_queue_records", "Exchanges that wait for their commit.",
+            registry=registry,
+        )  # fmt: skip
+        self.commit_seconds = Histogram(
+            "understudy_capture_commit_seconds", "One group commit.", buckets=_FAST,
+            registry=registry,
+        )  # fmt: skip
+
+    def open_series(self, task: str) -> None:
+        """Give every reason of a task its series at 0, so that rates exist from the start."""
+        for reason in Reason:
+            served = (
+                ServedBy.STUDENT
+                if reason in {Reason.IN_DISTRIBUTION, Reason.TEACHER_DOWN}
+                else ServedBy.TEACHER
+            )
+            self.requests.labels(task, served, reason, "2xx")
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,70 @@
+"""Run the application under uvicorn, with signals of our own: SIGTERM drains and exits with 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+
+from gateway.app import create_app
+from gateway.logs import log
+from gateway.service import Service
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn re-raises a signal after its shutdown; a drained gateway has exited well."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    def _stop(self, number: int) -> None:
+        log("draining", signal=signal.Signals(number).name)
+        self.force_exit = self.should_exit and number == signal.SIGINT
+        self._service.draining = True
+        self.should_exit = True
+
+
+def serve(service: Service) -> int:
+    """Serve until a signal; returns the process's exit code."""
+    listen = service.config.listen
+    config = uvicorn.Config(
+        create_app(service),
+        host=listen.host,
+        port=listen.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(listen.drain_s) or 1,
+        backlog=4096,
+    )
+    server = _Server(config, service)
+    log("starting", host=listen.host, port=listen.port, tasks=[t.name for t in service.tasks])
+    try:
+        server.run()
+    except SystemExit as error:
+        return int(error.code or 0) if not isinstance(error.code, str) else 1
+    if not server.started:
+        print(f"error: {listen.host}:{listen.port} cannot be bound", file=sys.stderr)
+        return 1
+    return 0

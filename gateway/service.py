@@ -1,0 +1,291 @@
+"""Everything one process holds: tasks, store, connections. Opened and closed as one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from starlette.requests import ClientDisconnect, Request
+
+from gateway.auth import Keyring, Principal
+from gateway.books import Books
+from gateway.capture import Capture
+from gateway.config_file import store_path
+from gateway.draws import DrawWorker
+from gateway.errors import ConfigError, GatewayError
+from gateway.flow import Flow
+from gateway.ids import new_id
+from gateway.judging import gate_closed
+from gateway.logs import log
+from gateway.metrics import Metrics
+from gateway.schema import ChatRequest, parse_chat
+from gateway.settings import Config, Task
+from gateway.store.sqlite import SqliteStore
+from gateway.student_side import StudentSide
+from gateway.tasks import StudentRuntime, TaskRuntime, Tasks, TeacherRuntime
+from gateway.teacher_side import TeacherSide
+from gateway.turn import Route, Turn, Wishes
+from gateway.upstream import Upstream, monotonic, open_session
+from router.encoder import Encoder, load_encoder
+from router.errors import RouterError
+from router.judge import Judge
+
+
+class Service:
+    """The gateway's state. ``async with`` opens store, connections and background work."""
+
+    flow: Flow
+
+    def __init__(
+        self, config: Config, secrets: Mapping[str, str], rng: random.Random | None = None
+    ) -> None:
+        """Load judges and keys.
+
+        Raises:
+            ConfigError: an artefact cannot be used with this configuration.
+            StoreError: the store cannot be opened.
+        """
+        self.config = config
+        self.metrics = Metrics()
+        self._keyring = Keyring(config.keys, secrets)
+        self.tasks = Tasks(config, _build_tasks(config, secrets))
+        self._rng = rng or random.Random()
+        self.draining = False
+        self._stack = contextlib.AsyncExitStack()
+        self._writer = SqliteStore.open(store_path(config))
+
+    async def __aenter__(self) -> Self:
+        stack = self._stack
+        capture = Capture(self._writer, self.metrics)
+        capture.start()
+        stack.push_async_callback(capture.close)
+        reader = SqliteStore.read_only(self._writer.path)
+        stack.callback(reader.close)
+        session = await stack.enter_async_context(open_session())
+        wake = asyncio.Event()
+        books = Books(capture, self.metrics, wake)
+        self.flow = Flow(
+            StudentSide(session, books),
+            TeacherSide(session, books, self._rng),
+            books,
+            self._rng,
+        )
+        worker = DrawWorker(self.tasks, reader, session, books)
+        task = asyncio.create_task(_logged(worker))
+        stack.push_async_callback(_stopped, task)
+        self._announce()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+    async def begin(self, request: Request) -> Turn:
+        """Steps 1 and 2: authenticate, receive, parse, resolve.
+
+        Raises:
+            GatewayError: the request cannot be taken.
+        """
+        principal = self._keyring.principal(request.headers.get("authorization"))
+        if self.draining:
+            raise GatewayError("shutting_down", "The gateway is draining; ask another replica.")
+        started = monotonic()
+        chat = parse_chat(await self._receive(request))
+        task, side = self.tasks.resolve(chat.model, principal.name, chat.messages)
+        self._check_access(principal, task, chat)
+        wishes = _wishes(request.headers, side)
+        if wishes.route is not Route.JUDGED and not principal.may_override:
+            raise GatewayError(
+                "override_not_allowed",
+                "This key may not choose who answers; use the task's plain name.",
+            )
+        return Turn(new_id(), time.time(), started, principal, task, chat, wishes)
+
+    def models(self, authorization: str | None) -> dict[str, Any]:
+        """``GET /v1/models``: the tasks that a key may use."""
+        principal = self._keyring.principal(authorization)
+        names = [t.name for t in self.tasks if principal.may_use(t.name)]
+        return {"object": "list", "data": [_model(name) for name in names]}
+
+    def model(self, authorization: str | None, name: str) -> dict[str, Any]:
+        """``GET /v1/models/{id}``.
+
+        Raises:
+            GatewayError: ``model_not_found``.
+        """
+        principal = self._keyring.principal(authorization)
+        task = self.tasks.get(name.partition(":")[0])
+        if task is None or not principal.may_use(task.name):
+            raise GatewayError("model_not_found", f"The model '{name}' does not exist.")
+        return _model(name)
+
+    async def problems(self) -> list[str]:
+        """What keeps this process from serving."""
+        problems = ["draining"] if self.draining else []
+        probe = await asyncio.to_thread(self._store_writable)
+        return problems if probe else [*problems, "store is not writable"]
+
+    def _store_writable(self) -> bool:
+        with contextlib.closing(SqliteStore.open(self._writer.path)) as store:
+            return store.writable()
+
+    async def _receive(self, request: Request) -> bytes:
+        limits = self.config.limits
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(limits.receive_timeout_s):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limits.body_bytes:
+                        raise GatewayError(
+                            "request_too_large",
+                            f"The body exceeds {limits.body_bytes} bytes; send less.",
+                        )
+                    parts.append(part)
+        except TimeoutError:
+            raise GatewayError(
+                "request_timeout", "The body did not arrive in time; send it again."
+            ) from None
+        except ClientDisconnect:
+            raise GatewayError("request_timeout", "The client left.") from None
+        return b"".join(parts)
+
+    @staticmethod
+    def _check_access(principal: Principal, task: TaskRuntime, chat: ChatRequest) -> None:
+        if not principal.may_use(task.name):
+            raise GatewayError(
+                "task_not_allowed",
+                f"This key may not use the model '{chat.model}'.",
+                param="model",
+            )
+
+    def _announce(self) -> None:
+        for task in self.tasks:
+            self.metrics.open_series(task.name)
+            if task.judge is not None and task.student is not None:
+                self.metrics.threshold.labels(task.name).set(task.judge.threshold or 0.0)
+                self.metrics.gate_open.labels(task.name).set(task.closed is None)
+                self.metrics.student_info.labels(
+                    task.name, task.student.settings.model, task.judge.version
+                ).set(1)
+            if task.closed:
+                log("gate_closed", task=task.name, why=task.closed)
+
+
+def _build_tasks(config: Config, secrets: Mapping[str, str]) -> list[TaskRuntime]:
+    encoder: Encoder | None = None
+    problems: list[str] = []
+    tasks = []
+    for index, settings in enumerate(config.tasks):
+        judge = None
+        if settings.router is not None:
+            try:
+                encoder = encoder or load_encoder(config.cache)
+                judge = Judge.load(settings.router.artefact, encoder)
+                _check_judge(settings, judge)
+            except (RouterError, ConfigError) as error:
+                problems.append(f"tasks[{index}].router.artefact: {error}")
+                continue
+        tasks.append(_runtime(settings, judge, secrets))
+    if problems:
+        raise ConfigError(problems)
+    return tasks
+
+
+def _check_judge(settings: Task, judge: Judge) -> None:
+    assert settings.router is not None
+    if judge.task != settings.name:
+        raise ConfigError([f"fitted for task {judge.task!r}, not {settings.name!r}"])
+    if settings.router.gate_tokens not in (None, judge.gate_tokens):
+        raise ConfigError(
+            [f"fitted over {judge.gate_tokens} gate tokens, not {settings.router.gate_tokens}"]
+        )
+    hold = settings.router.hold
+    if hold != "all" and hold < judge.gate_tokens:
+        raise ConfigError([f"hold {hold} is less than the {judge.gate_tokens} gate tokens"])
+    if settings.student and judge.student not in (None, settings.student.model):
+        raise ConfigError(
+            [f"calibrated on student {judge.student!r}, not {settings.student.model!r}"]
+        )
+
+
+def _runtime(settings: Task, judge: Judge | None, secrets: Mapping[str, str]) -> TaskRuntime:
+    teacher = settings.teacher
+    key = secrets.get(teacher.api_key_env) if teacher.api_key_env else None
+    upstream = Upstream(f"{settings.name}/teacher", teacher.base_url, key)
+    student = None
+    closed = None
+    if settings.student is not None and judge is not None:
+        replicas = [
+            Upstream(f"{settings.name}/student{number}", url, None)
+            for number, url in enumerate(settings.student.base_urls)
+        ]
+        student = StudentRuntime(settings.student, replicas)
+        risk = settings.risk
+        closed = gate_closed(judge, risk.alpha, risk.delta, risk.comparator)
+    runtime = TeacherRuntime(teacher, upstream)
+    return TaskRuntime(settings.name, settings, runtime, student, judge, closed)
+
+
+def _wishes(headers: Mapping[str, str], side: str | None) -> Wishes:
+    route = headers.get("x-understudy-route") or side
+    if route not in (None, "teacher", "student"):
+        raise _bad_header("x-understudy-route", "'teacher' or 'student'")
+    return Wishes(
+        Route(route) if route else Route.JUDGED,
+        _hold(headers.get("x-understudy-hold")),
+        _deadline_s(headers.get("x-understudy-deadline-ms")),
+        headers.get("x-understudy-explain") == "1",
+    )
+
+
+def _hold(value: str | None) -> int | Literal["all"] | None:
+    if value is None or value == "all":
+        return value  # type: ignore[return-value]
+    if not value.isascii() or not value.isdigit() or not 1 <= len(value) <= 6:
+        raise _bad_header("x-understudy-hold", "a number of tokens or 'all'")
+    return int(value)
+
+
+def _deadline_s(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        milliseconds = float(value)
+    except ValueError:
+        milliseconds = math.nan
+    if not 0 < milliseconds < math.inf:
+        raise _bad_header("x-understudy-deadline-ms", "a positive number of milliseconds")
+    return milliseconds / 1000
+
+
+def _bad_header(name: str, wanted: str) -> GatewayError:
+    return GatewayError("invalid_value", f"Header '{name}' must be {wanted}.", param=name)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "understudy"}
+
+
+async def _logged(worker: DrawWorker) -> None:
+    try:
+        await worker.run()
+    except Exception as error:
+        log("draws_stopped", error=repr(error))
+        raise
+
+
+async def _stopped(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,228 @@
+"""The one configuration object: a YAML file plus environment, validated once at start.
+
+Environment variables override single keys: ``UNDERSTUDY_LISTEN__PORT=9000``. Secrets are never in
+the file: keys that end in ``_env`` name the environment variable that holds them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def _base_url(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    return value.rstrip("/")
+
+
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+
+
+class Section(BaseModel):
+    """A part of the file: unknown keys are mistakes, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Listen(Section):
+    """Where the gateway accepts requests."""
+
+    host: str = Field("127.0.0.1", description="Address to bind.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to bind; 0 picks a free one.")
+    workers: Literal[1] = Field(1, description="Processes; this version runs one.")
+    drain_s: Positive = Field(30.0, description="On SIGTERM, seconds to let answers finish.")
+
+
+class Limits(Section):
+    """Bounds on what one client may cost."""
+
+    body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body, in bytes.")
+    receive_timeout_s: Positive = Field(30.0, description="Seconds to receive a request body.")
+
+
+class Key(Section):
+    """One client key."""
+
+    name: str = Field(description="Principal that exchanges and logs name.", min_length=1)
+    key_env: EnvName = Field(description="Environment variable that holds the key.")
+    tasks: list[str] = Field(["*"], description="Tasks it may use; `*` is all of them.")
+    may_override: bool = Field(
+        False, description="May choose who answers (header or `task:teacher` / `task:student`)."
+    )
+
+
+class Price(Section):
+    """USD per million tokens."""
+
+    input: NonNegative = Field(description="USD per million prompt tokens.")
+    output: NonNegative = Field(description="USD per million completion tokens.")
+
+
+class Teacher(Section):
+    """An OpenAI-compatible upstream that answers what the student may not."""
+
+    base_url: BaseUrl = Field(description="Ends in /v1.")
+    model: str = Field(description="The upstream's own model name.", min_length=1)
+    api_key_env: EnvName | None = Field(None, description="Variable with the upstream's key.")
+    price: Price = Field(Price(input=0.0, output=0.0), description="What the teacher charges.")
+    connect_timeout_s: Positive = Field(5.0, description="Seconds to connect.")
+    first_byte_timeout_s: Positive = Field(60.0, description="Seconds to the first byte.")
+    idle_timeout_s: Positive = Field(30.0, description="Longest silence within a stream.")
+    total_timeout_s: Positive = Field(300.0, description="Seconds for one whole answer.")
+    retries: int = Field(2, ge=0, le=10, description="Further attempts before the first byte.")
+
+
+class Student(Section):
+    """Replicas that serve one immutable student version."""
+
+    base_urls: list[BaseUrl] = Field(description="vLLM replicas; each ends in /v1.", min_length=1)
+    model: str = Field(description="Served name, `task@vN`.", min_length=1)
+    price_per_hour: NonNegative = Field(0.0, description="USD per hour of all replicas together.")
+    timeout_s: Positive = Field(10.0, description="Seconds for the gated answer; then the teacher.")
+    context_tokens: int = Field(2048, ge=1, description="Context window; longer prompts go on.")
+    pin_sampling: bool = Field(
+        False,
+        description="Decode with the certificate's profile whatever sampling the client asks for.",
+    )
+
+
+class Router(Section):
+    """The judge of one task."""
+
+    artefact: Path = Field(description="Artefact folder, relative to the configuration file.")
+    gate_tokens: int | None = Field(
+        None, ge=1, description="Must equal the artefact's if given: features cover this prefix."
+    )
+    hold: int | Literal["all"] = Field(
+        "all", description="Tokens held back before release, or `all`."
+    )
+    hedge_from: Share | None = Field(
+        None, description="From this P(out) up to the cut, start the teacher alongside."
+    )
+
+
+class Risk(Section):
+    """The operator's promise."""
+
+    alpha: float = Field(0.05, gt=0, lt=1, description="Largest share of disagreeing answers.")
+    delta: float = Field(0.05, gt=0, lt=1, description="Probability that the promise fails.")
+    comparator: Literal["label", "text"] = Field("label", description="When two answers agree.")
+    draw_rate: Share = Field(0.02, description="Share of requests that get both answers.")
+
+
+class Match(Section):
+    """Traffic that names another model and is claimed by a task; every given part must match."""
+
+    models: list[str] = Field([], description="Model names that are claimed.")
+    template: str | None = Field(None, description="Fingerprint of the fixed prompt part.")
+    keys: list[str] = Field([], description="Names of keys whose traffic is claimed.")
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not (self.models or self.template or self.keys):
+            raise ValueError("name at least one of models, template, keys")
+        return self
+
+
+class Task(Section):
+    """One narrow job."""
+
+    name: TaskName = Field(description="Public model name.")
+    match: Match | None = Field(None, description="Traffic claimed from other model names.")
+    teacher: Teacher = Field(description="Who answers what the student may not.")
+    student: Student | None = Field(None, description="The distilled model, if there is one.")
+    router: Router | None = Field(None, description="The judge; needed to serve a student.")
+    risk: Risk = Field(Risk(), description="The risk budget.")
+    on_teacher_down: Literal["error", "student"] = Field(
+        "error", description="Whether the student may stand in for a dead teacher."
+    )
+    even_if_closed: bool = Field(
+        False, description="Whether it may stand in under a closed gate too."
+    )
+
+    @model_validator(mode="after")
+    def _student_has_judge(self) -> Self:
+        if self.student is not None and self.router is None:
+            raise ValueError("a student needs router.artefact: nothing is served unjudged")
+        return self
+
+
+class Default(Section):
+    """Model names that no task claims."""
+
+    passthrough: str = Field(
+        description="`teacher` (the first task's) or the name of the task whose teacher answers."
+    )
+
+
+class Config(BaseSettings):
+    """The whole file."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="UNDERSTUDY_", env_nested_delimiter="__"
+    )
+
+    listen: Listen = Field(Listen(), description="Where the gateway accepts requests.")
+    limits: Limits = Field(Limits(), description="Bounds on what one client may cost.")
+    store: str = Field(
+        "sqlite:///./understudy.db",
+        pattern=r"^sqlite:///.+",
+        description="Where exchanges are kept: `sqlite:///PATH`, relative to the file.",
+    )
+    cache: Path = Field(
+        Path(".cache/encoders"), description="Folder for the quantised encoder, built once."
+    )
+    keys: list[Key] = Field([], description="Client keys; without any only loopback may be bound.")
+    default: Default | None = Field(None, description="Pass-through for unclaimed models.")
+    tasks: list[Task] = Field(description="The tasks.", min_length=1)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment before file."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [task.name for task in self.tasks]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"task {name!r} is defined twice")
+        principals = [key.name for key in self.keys]
+        for name in sorted({n for n in principals if principals.count(n) > 1}):
+            raise ValueError(f"key {name!r} is defined twice")
+        for key in self.keys:
+            for unknown in sorted(set(key.tasks) - {"*", *names}):
+                raise ValueError(f"key {key.name!r} names task {unknown!r}, which does not exist")
+        if not self.keys and self.listen.host not in LOOPBACK:
+            raise ValueError("without keys only a loopback address may be bound")
+        self._check_claims(names, principals)
+        return self
+
+    def _check_claims(self, names: list[str], principals: list[str]) -> None:
+        for task in self.tasks:
+            claimed = task.match.models if task.match else []
+            for model in sorted(set(claimed) & set(names)):
+                raise ValueError(f"task {task.name!r} claims {model!r}, which is a task itself")
+            for name in sorted(set(task.match.keys if task.match else []) - set(principals)):
+                raise ValueError(f"task {task.name!r} claims key {name!r}, which does not exist")
+        if self.default and self.default.passthrough not in {"teacher", *names}:
+            raise ValueError(
+                f"default.passthrough {self.default.passthrough!r} is neither 'teacher' nor a task"
+            )

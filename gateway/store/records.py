@@ -1,0 +1,132 @@
+"""What is kept of a request. Plain, frozen, and free of key material."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """How an exchange ended."""
+
+    COMPLETE = "complete"
+    INCOMPLETE = "incomplete"
+    """Cut: the client left, or an upstream died mid-answer. Never trained on."""
+    ERROR = "error"
+
+
+class DrawState(StrEnum):
+    """How far the second half of a draw is."""
+
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+    """Given up after its retries; an audit counts it as a disagreement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to an upstream. Durations in milliseconds, cost in USD."""
+
+    upstream: str
+    role: str
+    outcome: str
+    status_code: int | None
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float
+    duration_ms: float
+
+    @classmethod
+    def unanswered(cls, upstream: str, role: str, outcome: str) -> Attempt:
+        """A call that got no answer to measure."""
+        return cls(upstream, role, outcome, None, 0, 0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """The second answer to a drawn request: asked for after the fact, whoever served."""
+
+    p: float
+    wants: str
+    state: DrawState = DrawState.PENDING
+    tries: int = 0
+    answer: Mapping[str, Any] | None = None
+    agrees: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request with its verdict, answer, attempts and timings.
+
+    ``created_at`` is Unix seconds; ``total_ms`` runs to the commit. ``request`` is the client's
+    body as sent; ``answer`` the whole completion served, or what there was of it.
+    ``prefix`` holds the student's gated prefix (text, tokens, log-probabilities).
+    """
+
+    id: str
+    created_at: float
+    task: str
+    principal: str
+    model: str
+    stream: bool
+    status: Status
+    served_by: str
+    reason: str
+    would_be_reason: str
+    request: Mapping[str, Any]
+    answer: Mapping[str, Any] | None
+    score: float | None = None
+    threshold: float | None = None
+    ood_score: float | None = None
+    template: str | None = None
+    student: str | None = None
+    router: str | None = None
+    arm: str = "incumbent"
+    error: str | None = None
+    prefix: Mapping[str, Any] | None = None
+    draw_p: float | None = None
+    draw: Draw | None = None
+    attempts: tuple[Attempt, ...] = ()
+    overhead_ms: float = 0.0
+    total_ms: float = 0.0
+
+    @property
+    def fallback(self) -> bool:
+        """Whether the teacher served because the student might not: training data."""
+        return (
+            self.status is Status.COMPLETE
+            and self.served_by == "teacher"
+            and self.reason not in {"override", "no_student"}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PendingDraw:
+    """A draw whose second answer is still to be asked for."""
+
+    exchange_id: str
+    task: str
+    wants: str
+    tries: int
+    request: Mapping[str, Any]
+    answer: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which exchanges to read; None means any. Times are Unix seconds."""
+
+    task: str | None = None
+    principal: str | None = None
+    served_by: str | None = None
+    reason: str | None = None
+    status: str | None = None
+    since: float | None = None
+    fallbacks: bool = False
+    drawn: bool = False
+    limit: int | None = None
+    newest_first: bool = False
+    ids: tuple[str, ...] = field(default=())

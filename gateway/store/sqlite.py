@@ -1,0 +1,290 @@
+"""Exchanges in SQLite: WAL and ``synchronous=FULL``, so that a commit is on disk.
+
+Source: sqlite.org/pragma.html#pragma_synchronous.
+
+One connection per object. Writing happens in the capture thread only; readers open their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from gateway.errors import StoreError
+from gateway.store.records import (
+    Attempt,
+    Draw,
+    DrawState,
+    Exchange,
+    Filter,
+    PendingDraw,
+    Status,
+)
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE exchanges (
+    id TEXT PRIMARY KEY, created_at REAL NOT NULL, task TEXT NOT NULL, principal TEXT NOT NULL,
+    model TEXT NOT NULL, stream INTEGER NOT NULL, status TEXT NOT NULL, served_by TEXT NOT NULL,
+    reason TEXT NOT NULL, would_be_reason TEXT NOT NULL, score REAL, threshold REAL,
+    ood_score REAL, template TEXT, student TEXT, router TEXT, arm TEXT NOT NULL, error TEXT,
+    request BLOB NOT NULL, answer BLOB, prefix BLOB, draw_p REAL, overhead_ms REAL NOT NULL,
+    total_ms REAL NOT NULL
+) STRICT;
+CREATE INDEX exchanges_by_time ON exchanges (task, created_at);
+CREATE TABLE attempts (
+    exchange_id TEXT NOT NULL REFERENCES exchanges (id), seq INTEGER NOT NULL,
+    upstream TEXT NOT NULL, role TEXT NOT NULL, outcome TEXT NOT NULL, status_code INTEGER,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, cost_usd REAL NOT NULL,
+    duration_ms REAL NOT NULL, PRIMARY KEY (exchange_id, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE draws (
+    exchange_id TEXT PRIMARY KEY REFERENCES exchanges (id), task TEXT NOT NULL, p REAL NOT NULL,
+    wants TEXT NOT NULL, state TEXT NOT NULL, tries INTEGER NOT NULL, answer BLOB,
+    agrees INTEGER, updated_at REAL NOT NULL
+) STRICT;
+CREATE INDEX draws_pending ON draws (updated_at) WHERE state = 'pending';
+"""
+_COLUMNS = (
+    "id", "created_at", "task", "principal", "model", "stream", "status", "served_by", "reason",
+    "would_be_reason", "score", "threshold", "ood_score", "template", "student", "router", "arm",
+    "error", "request", "answer", "prefix", "draw_p", "overhead_ms", "total_ms",
+)  # fmt: skip
+_JSON = frozenset({"request", "answer", "prefix"})
+_ATTEMPT = tuple(f.name for f in dataclasses.fields(Attempt))
+_INSERT_DRAW = """
+INSERT OR IGNORE INTO draws (exchange_id, task, p, wants, state, tries, updated_at)
+VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+def _insert_sql(table: str, columns: Sequence[str]) -> str:
+    marks = ", ".join("?" * len(columns))
+    return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+
+
+_INSERT = _insert_sql("exchanges", _COLUMNS)
+_INSERT_ATTEMPT = _insert_sql("attempts", ("exchange_id", "seq", *_ATTEMPT))
+
+
+class SqliteStore:
+    """The repository over one SQLite file."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._db = connection
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open for writing; creates file and schema.
+
+        Raises:
+            StoreError: the file cannot be opened, or a newer version wrote it.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA foreign_keys=ON")
+            _migrate(db, path)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{path}: cannot be opened: {error}") from error
+        return cls(db, path)
+
+    @classmethod
+    def read_only(cls, path: Path) -> Self:
+        """Open for reading beside a running gateway.
+
+        Raises:
+            StoreError: there is no such store, or it cannot be read.
+        """
+        if not path.is_file():
+            raise StoreError(f"{path}: no such store; has the gateway run with this configuration?")
+        try:
+            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            db.execute("PRAGMA query_only=ON")
+            db.execute("SELECT 1 FROM exchanges LIMIT 1")
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: cannot be read: {error}") from error
+        return cls(db, path)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def put(self, exchanges: Iterable[Exchange]) -> None:
+        """Commit exchanges in one transaction; ids already there are left as they are.
+
+        Raises:
+            StoreError: nothing of the batch is stored.
+        """
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for exchange in exchanges:
+                self._insert(exchange)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise StoreError(f"{self.path}: {error}") from error
+
+    def finish_draw(self, exchange_id: str, draw: Draw, now: float) -> None:
+        """Record how a draw's second half went.
+
+        Raises:
+            StoreError: it is not stored.
+        """
+        try:
+            self._db.execute(
+                "UPDATE draws SET state=?, tries=?, answer=?, agrees=?, updated_at=? "
+                "WHERE exchange_id=?",
+                (draw.state.value, draw.tries, _dump(draw.answer), draw.agrees, now, exchange_id),
+            )
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+
+    def pending_draws(self, limit: int) -> list[PendingDraw]:
+        """The oldest draws that wait for their second answer."""
+        rows = self._db.execute(
+            "SELECT d.exchange_id, d.task, d.wants, d.tries, e.request, e.answer FROM draws d "
+            "JOIN exchanges e ON e.id = d.exchange_id WHERE d.state='pending' "
+            "ORDER BY d.updated_at LIMIT ?",
+            (limit,),
+        )
+        return [PendingDraw(r[0], r[1], r[2], r[3], orjson.loads(r[4]), _load(r[5])) for r in rows]
+
+    def read(self, which: Filter) -> Iterator[Exchange]:
+        """Exchanges by time, one after another: memory does not grow with the store."""
+        where, values = _where(which)
+        order = "DESC" if which.newest_first else "ASC"
+        limit = f" LIMIT {int(which.limit)}" if which.limit is not None else ""
+        sort = f" ORDER BY created_at {order}, id {order}{limit}"
+        sql = f"SELECT {', '.join(_COLUMNS)} FROM exchanges{where}{sort}"
+        for row in self._db.execute(sql, values):
+            yield self._exchange(row)
+
+    def count(self, which: Filter) -> int:
+        """How many exchanges match."""
+        where, values = _where(which)
+        sql = f"SELECT count(*) FROM exchanges{where}"
+        return int(self._db.execute(sql, values).fetchone()[0])
+
+    def ids(self) -> set[str]:
+        """Every stored exchange id."""
+        return {row[0] for row in self._db.execute("SELECT id FROM exchanges")}
+
+    def writable(self) -> bool:
+        """Whether a write transaction can be opened now."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._roll_back()
+            return False
+        return True
+
+    def _insert(self, exchange: Exchange) -> None:
+        values = [_column(exchange, name) for name in _COLUMNS]
+        if not self._db.execute(_INSERT, values).rowcount:
+            return
+        for seq, attempt in enumerate(exchange.attempts):
+            fields = [getattr(attempt, name) for name in _ATTEMPT]
+            self._db.execute(_INSERT_ATTEMPT, (exchange.id, seq, *fields))
+        if exchange.draw is not None:
+            d = exchange.draw
+            self._db.execute(
+                _INSERT_DRAW,
+                (exchange.id, exchange.task, d.p, d.wants, d.state.value, d.tries,
+                 exchange.created_at),
+            )  # fmt: skip
+
+    def _exchange(self, row: Sequence[Any]) -> Exchange:
+        values = dict(zip(_COLUMNS, row, strict=True))
+        for name in _JSON:
+            values[name] = _load(values[name])
+        values["stream"] = bool(values["stream"])
+        values["status"] = Status(values["status"])
+        values["attempts"] = self._attempts(values["id"])
+        values["draw"] = self._draw(values["id"])
+        return Exchange(**values)
+
+    def _attempts(self, exchange_id: str) -> tuple[Attempt, ...]:
+        sql = f"SELECT {', '.join(_ATTEMPT)} FROM attempts WHERE exchange_id=? ORDER BY seq"
+        return tuple(Attempt(*row) for row in self._db.execute(sql, (exchange_id,)))
+
+    def _draw(self, exchange_id: str) -> Draw | None:
+        row = self._db.execute(
+            "SELECT p, wants, state, tries, answer, agrees FROM draws WHERE exchange_id=?",
+            (exchange_id,),
+        ).fetchone()
+        if row is None:
+            return None
+        agrees = None if row[5] is None else bool(row[5])
+        return Draw(row[0], row[1], DrawState(row[2]), row[3], _load(row[4]), agrees)
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise StoreError(f"{path}: written by a newer version (schema {version}); upgrade first")
+    if version == 0:
+        for statement in filter(str.strip, SCHEMA.split(";")):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    db.execute("COMMIT")
+
+
+def _column(exchange: Exchange, name: str) -> Any:
+    value = getattr(exchange, name)
+    if name in _JSON:
+        return _dump(value)
+    if name == "stream":
+        return int(value)
+    return str(value) if isinstance(value, Status) else value
+
+
+def _dump(value: Any) -> bytes | None:
+    return None if value is None else orjson.dumps(value)
+
+
+def _load(value: bytes | None) -> Any:
+    return None if value is None else orjson.loads(value)
+
+
+def _where(which: Filter) -> tuple[str, list[Any]]:
+    parts: list[str] = []
+    values: list[Any] = []
+    for column in ("task", "principal", "served_by", "reason", "status"):
+        if (value := getattr(which, column)) is not None:
+            parts.append(f"{column} = ?")
+            values.append(value)
+    if which.since is not None:
+        parts.append("created_at >= ?")
+        values.append(which.since)
+    if which.fallbacks:
+        parts.append(
+            "served_by = 'teacher' AND status = 'complete' "
+            "AND reason NOT IN ('override', 'no_student')"
+        )
+    if which.drawn:
+        parts.append("draw_p IS NOT NULL AND id IN (SELECT exchange_id FROM draws)")
+    if which.ids:
+        parts.append(f"id IN ({', '.join('?' * len(which.ids))})")
+        values += which.ids
+    return (" WHERE " + " AND ".join(parts) if parts else ""), values
+
+
+def now() -> float:
+    """Unix seconds: the clock that exchanges are stamped with."""
+    return time.time()

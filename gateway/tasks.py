@@ -1,0 +1,120 @@
+"""The tasks in service, and which of them a request is for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gateway.errors import GatewayError
+from gateway.judging import Judge
+from gateway.settings import Config, Student, Task, Teacher
+from gateway.upstream import Upstream
+from router.template import Message, fingerprint
+
+DEFAULT_TASK = "default"
+"""Task name under which unjudged pass-through is captured and counted."""
+
+
+@dataclass(slots=True)
+class TeacherRuntime:
+    """The teacher's upstream. ``latency_s`` is a moving average, for deadlines."""
+
+    settings: Teacher
+    upstream: Upstream
+    latency_s: float = 1.0
+
+    def took(self, seconds: float) -> None:
+        """Learn from one answer."""
+        self.latency_s += 0.2 * (seconds - self.latency_s)
+
+
+@dataclass(slots=True)
+class StudentRuntime:
+    """The student's replicas."""
+
+    settings: Student
+    upstreams: Sequence[Upstream]
+    paid_until: float | None = None
+
+    def pick(self, now: float) -> Upstream | None:
+        """The least busy replica whose breaker lets a call through; None when all are open."""
+        for upstream in sorted(self.upstreams, key=lambda u: u.in_flight):
+            if upstream.breaker.allow(now):
+                return upstream
+        return None
+
+    def rent_usd(self, now: float) -> float:
+        """Machine cost since it was last asked for: a rented machine costs idle or busy."""
+        since, self.paid_until = self.paid_until, now
+        return 0.0 if since is None else (now - since) / 3600 * self.settings.price_per_hour
+
+
+@dataclass(slots=True)
+class TaskRuntime:
+    """One task, bound to its judge and upstreams. ``closed`` says why the gate is shut."""
+
+    name: str
+    settings: Task
+    teacher: TeacherRuntime
+    student: StudentRuntime | None
+    judge: Judge | None
+    closed: str | None
+    passthrough: bool = False
+
+
+class Tasks:
+    """Every task by name, and the claims on other model names."""
+
+    def __init__(self, config: Config, tasks: Sequence[TaskRuntime]) -> None:
+        self._tasks = {task.name: task for task in tasks}
+        self._default = self._passthrough(config)
+
+    def __iter__(self) -> Iterator[TaskRuntime]:
+        return iter(self._tasks.values())
+
+    def get(self, name: str) -> TaskRuntime | None:
+        """A task by its own name."""
+        return self._tasks.get(name)
+
+    def resolve(
+        self, model: str, principal: str, messages: Sequence[Message]
+    ) -> tuple[TaskRuntime, str | None]:
+        """The task for a model name, and ``teacher`` or ``student`` from its suffix.
+
+        Raises:
+            GatewayError: ``model_not_found``.
+        """
+        name, _, side = model.partition(":")
+        if name in self._tasks and side in {"", "teacher", "student"}:
+            return self._tasks[name], side or None
+        for task in self._tasks.values():
+            if _claims(task.settings, model, principal, messages):
+                return task, None
+        if self._default is not None:
+            return self._default, None
+        raise GatewayError(
+            "model_not_found",
+            f"The model '{model}' does not exist; GET /v1/models lists those that do.",
+            param="model",
+        )
+
+    def _passthrough(self, config: Config) -> TaskRuntime | None:
+        if config.default is None:
+            return None
+        wanted = config.default.passthrough
+        source = self._tasks[config.tasks[0].name if wanted == "teacher" else wanted]
+        settings = source.settings.model_copy(
+            update={"name": DEFAULT_TASK, "student": None, "router": None, "match": None}
+        )
+        return TaskRuntime(DEFAULT_TASK, settings, source.teacher, None, None, None, True)
+
+
+def _claims(task: Task, model: str, principal: str, messages: Sequence[Message]) -> bool:
+    match = task.match
+    if match is None:
+        return False
+    return (
+        (not match.models or model in match.models)
+        and (not match.keys or principal in match.keys)
+        and (match.template is None or match.template == fingerprint(messages))
+    )

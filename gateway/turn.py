@@ -1,0 +1,198 @@
+"""One request on its way through the gateway: what is known so far."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+from gateway.auth import Principal
+from gateway.schema import ChatRequest
+from gateway.store.records import Attempt, Draw, Exchange, Status
+from gateway.tasks import TaskRuntime
+from gateway.verdict import Reason, ServedBy, Verdict
+from router.confidence import Prefix
+from router.judge import Prejudgement
+
+
+class Route(StrEnum):
+    """Who was asked for."""
+
+    JUDGED = "judged"
+    TEACHER = "teacher"
+    STUDENT = "student"
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the request's headers ask for."""
+
+    route: Route = Route.JUDGED
+    hold: int | Literal["all"] | None = None
+    deadline_s: float | None = None
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes to the HTTP rim; a streamed body is committed to its side already."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes | AsyncIterator[bytes]
+
+
+@dataclass(slots=True)
+class Turn:
+    """Mutable state of one exchange. ``started`` is monotonic, ``created_at`` Unix seconds."""
+
+    id: str
+    created_at: float
+    started: float
+    principal: Principal
+    task: TaskRuntime
+    request: ChatRequest
+    wishes: Wishes
+    verdict: Verdict = field(init=False)
+    attempts: list[Attempt] = field(default_factory=list)
+    prefix: Prefix | None = None
+    draw_p: float | None = None
+    drawn: bool = False
+    overhead_s: float = 0.0
+    finished: bool = False
+    """Whether its exchange was handed to the store already."""
+
+    def __post_init__(self) -> None:
+        judge = self.task.judge
+        self.verdict = Verdict(
+            ServedBy.TEACHER,
+            Reason.NO_STUDENT,
+            Reason.NO_STUDENT,
+            threshold=judge.threshold if judge else None,
+            student=self.task.settings.student.model if self.task.settings.student else None,
+            router=judge.version if judge else None,
+        )
+
+    def would_be(self, reason: Reason) -> None:
+        """Note what the judge, or the student's fault, said."""
+        self.verdict = replace(self.verdict, would_be_reason=reason)
+
+    def serve(self, by: ServedBy, reason: Reason) -> None:
+        """Commit to a side."""
+        self.verdict = replace(self.verdict, served_by=by, reason=reason)
+
+    def prejudged(self, pre: Prejudgement) -> None:
+        """Note what the prompt alone said."""
+        self.verdict = replace(self.verdict, ood_score=pre.ood_score, template=pre.template)
+
+    def scored(self, score: float) -> None:
+        """Note P(disagree)."""
+        self.verdict = replace(self.verdict, score=score)
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """id, created and model of the answer: ours, and the name the client asked for."""
+        return {
+            "id": f"chatcmpl-{self.id}",
+            "created": int(self.created_at),
+            "model": self.request.model,
+        }
+
+    def headers(self, captured: str) -> dict[str, str]:
+        """Response headers that say who answered and why."""
+        verdict = self.verdict
+        values = {
+            "x-request-id": self.id,
+            "x-understudy-served-by": verdict.served_by.value,
+            "x-understudy-reason": verdict.reason.value,
+            "x-understudy-score": _number(verdict.score),
+            "x-understudy-threshold": _number(verdict.threshold),
+            "x-understudy-student": verdict.student,
+            "x-understudy-router": verdict.router,
+            "x-understudy-captured": captured,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def explanation(self, captured: str) -> dict[str, Any]:
+        """The ``understudy`` object of an explained answer."""
+        verdict = self.verdict
+        return {
+            "id": self.id,
+            "task": self.task.name,
+            "served_by": verdict.served_by,
+            "reason": verdict.reason,
+            "would_be_reason": verdict.would_be_reason,
+            "score": verdict.score,
+            "threshold": verdict.threshold,
+            "ood_score": verdict.ood_score,
+            "template": verdict.template,
+            "student": verdict.student,
+            "router": verdict.router,
+            "drawn": self.drawn,
+            "captured": captured,
+        }
+
+    def exchange(
+        self,
+        status: Status,
+        answer: Mapping[str, Any] | None,
+        now: float,
+        error: str | None = None,
+    ) -> Exchange:
+        """The record of this turn; ``now`` is monotonic seconds."""
+        verdict = self.verdict
+        return Exchange(
+            id=self.id,
+            created_at=self.created_at,
+            task=self.task.name,
+            principal=self.principal.name,
+            model=self.request.model,
+            stream=self.request.stream,
+            status=status,
+            served_by=verdict.served_by.value,
+            reason=verdict.reason.value,
+            would_be_reason=verdict.would_be_reason.value,
+            score=verdict.score,
+            threshold=verdict.threshold,
+            ood_score=verdict.ood_score,
+            template=verdict.template,
+            student=verdict.student,
+            router=verdict.router,
+            arm=verdict.arm,
+            error=error,
+            request=self.request.body,
+            answer=answer,
+            prefix=_prefix_json(self.prefix),
+            draw_p=self.draw_p,
+            draw=self._draw(status),
+            attempts=tuple(self.attempts),
+            overhead_ms=round(self.overhead_s * 1000, 4),
+            total_ms=round((now - self.started) * 1000, 3),
+        )
+
+    def _draw(self, status: Status) -> Draw | None:
+        """The second half that a drawn exchange waits for. An exchange outside the certificate's
+        scope (an outage, an override) is no draw, and without a whole first answer there is
+        nothing to compare with."""
+        outside = {Reason.OVERRIDE, Reason.TEACHER_DOWN, Reason.UNSUPPORTED_FEATURE}
+        if not self.drawn or self.draw_p is None or status is not Status.COMPLETE:
+            return None
+        if self.verdict.reason in outside:
+            return None
+        other = "teacher" if self.verdict.served_by is ServedBy.STUDENT else "student"
+        return Draw(self.draw_p, other)
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.6g}"
+
+
+def _prefix_json(prefix: Prefix | None) -> dict[str, Any] | None:
+    if prefix is None:
+        return None
+    return {
+        "text": prefix.text,
+        "finished": prefix.finished,
+        "tokens": [[t.token, t.logprob, list(t.top)] for t in prefix.tokens],
+    }

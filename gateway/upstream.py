@@ -1,0 +1,167 @@
+"""One upstream: a base URL that takes a POST and gives status, headers and bytes.
+
+Everything above sees only this; teacher, student, fakes and fault injectors share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from gateway.breaker import Breaker
+
+_JSON = "application/json"
+
+
+class UpstreamError(Exception):
+    """A call failed. ``kind`` is ``connect``, ``timeout``, ``cut`` or ``too_large``."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds for each phase of a call."""
+
+    connect_s: float
+    first_byte_s: float
+    idle_s: float
+
+
+MAX_ANSWER_BYTES = 64 << 20
+
+
+class UpstreamResponse:
+    """An open answer; leaving its context closes the connection at once."""
+
+    def __init__(self, raw: aiohttp.ClientResponse, timeouts: Timeouts, owner: Upstream) -> None:
+        self._raw = raw
+        self._timeouts = timeouts
+        self._owner = owner
+        self._open = True
+        self.status = raw.status
+        self.headers: Mapping[str, str] = raw.headers
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back if the answer was read to its end, else cut it: that is what
+        frees the upstream's slot."""
+        if self._open:
+            self._open = False
+            self._owner.in_flight -= 1
+            self._raw.close()
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives.
+
+        Raises:
+            UpstreamError: ``cut`` or ``timeout``.
+        """
+        content = self._raw.content
+        while True:
+            try:
+                async with asyncio.timeout(self._timeouts.idle_s):
+                    chunk = await content.readany()
+            except TimeoutError:
+                raise UpstreamError("timeout", f"silent for {self._timeouts.idle_s:g} s") from None
+            except (aiohttp.ClientError, OSError) as error:
+                raise UpstreamError("cut", f"answer was cut: {type(error).__name__}") from error
+            if not chunk:
+                return
+            yield chunk
+
+    async def read(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            UpstreamError: ``cut``, ``timeout`` or ``too_large``.
+        """
+        parts: list[bytes] = []
+        size = 0
+        async for chunk in self.chunks():
+            parts.append(chunk)
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                raise UpstreamError("too_large", f"answer exceeds {MAX_ANSWER_BYTES} bytes")
+        return b"".join(parts)
+
+
+@dataclass(slots=True)
+class Upstream:
+    """A named base URL with its breaker and count of calls in flight."""
+
+    name: str
+    base_url: str
+    api_key: str | None
+    breaker: Breaker = field(default_factory=Breaker)
+    in_flight: int = 0
+
+    async def post(
+        self, session: aiohttp.ClientSession, path: str, body: bytes, timeouts: Timeouts
+    ) -> UpstreamResponse:
+        """Send a request and wait for the status line.
+
+        Raises:
+            UpstreamError: ``connect`` or ``timeout``.
+        """
+        headers = {"content-type": _JSON}
+        if self.api_key:
+            headers["authorization"] = f"Bearer {self.api_key}"
+        self.in_flight += 1
+        try:
+            async with asyncio.timeout(timeouts.connect_s + timeouts.first_byte_s):
+                raw = await session.post(
+                    self.base_url + path,
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s),
+                )
+        except TimeoutError:
+            self.in_flight -= 1
+            raise UpstreamError("timeout", f"{self.name} did not answer in time") from None
+        except (aiohttp.ClientError, OSError) as error:
+            self.in_flight -= 1
+            raise UpstreamError(
+                "connect", f"{self.name} cannot be reached: {type(error).__name__}"
+            ) from error
+        except BaseException:
+            self.in_flight -= 1
+            raise
+        return UpstreamResponse(raw, timeouts, self)
+
+
+def open_session() -> aiohttp.ClientSession:
+    """The process's one connection pool. Cookies and proxies from the environment are off: a
+    request must not carry state from one client to the next, nor leave by another way."""
+    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        auto_decompress=True,
+        read_bufsize=1 << 18,
+    )
+
+
+def monotonic() -> float:
+    """Seconds for breakers and durations."""
+    return time.monotonic()

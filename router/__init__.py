@@ -1,0 +1,1 @@
+"""The decision: may the student answer? No HTTP, no database."""

@@ -1,0 +1,127 @@
+"""The student's own confidence, from the log-probabilities of its first tokens.
+
+Everything is computed over the gated prefix (the first ``gate_tokens`` tokens, or the whole
+answer if shorter), streamed or not, so that one certificate covers both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from router.rows import StudentAnswer, TokenLogprob
+
+NAMES = (
+    "first_margin",
+    "mean_logprob",
+    "min_logprob",
+    "low_logprob",
+    "entropy",
+    "length_z",
+    "known_answer",
+    "head_logprob",
+)
+TOP_LOGPROBS = 5
+"""Alternatives per token that the features are computed from, at fit and at serving."""
+
+FLOOR = -20.0
+"""Log-probabilities below this are cut: vLLM may report -9999 or minus infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What the judge sees of a student answer."""
+
+    tokens: tuple[TokenLogprob, ...]
+    text: str
+    finished: bool
+
+    @classmethod
+    def of(cls, answer: StudentAnswer, gate_tokens: int) -> Prefix:
+        """The gated prefix of a whole answer."""
+        tokens = answer.tokens[:gate_tokens]
+        whole = len(answer.tokens) <= gate_tokens
+        text = answer.text if whole else "".join(t.token for t in tokens)
+        return cls(tokens, text, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthScale:
+    """Mean and deviation of the prefix length in tokens over the combine split."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def fitted(cls, prefixes: Sequence[Prefix]) -> LengthScale:
+        """Learn from the prefixes of the combine split."""
+        lengths = np.array([len(p.tokens) for p in prefixes], dtype=np.float64)
+        return cls(float(lengths.mean()), float(max(lengths.std(), 1.0)))
+
+
+def confidence_features(
+    prefix: Prefix,
+    scale: LengthScale,
+    classes: Sequence[str],
+    head_logprobs: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float64]:
+    """The features named in ``NAMES``, shape (8,).
+
+    ``known_answer`` is 1 when the text is (the beginning of) one of the task's closed answers;
+    ``head_logprob`` is what the linear head thinks of that answer. Both are 0 for open tasks.
+    """
+    values = np.array([_clamped(t.logprob) for t in prefix.tokens] or [FLOOR])
+    known, head = _second_opinion(prefix, classes, head_logprobs)
+    return np.array(
+        [
+            _margin(prefix.tokens[0]) if prefix.tokens else 0.0,
+            values.mean(),
+            values.min(),
+            np.quantile(values, 0.1),
+            float(np.mean([_entropy(t) for t in prefix.tokens])) if prefix.tokens else 0.0,
+            (len(prefix.tokens) - scale.mean) / scale.deviation,
+            known,
+            head,
+        ]
+    )
+
+
+def _clamped(value: float) -> float:
+    return FLOOR if math.isnan(value) else max(value, FLOOR)
+
+
+def _margin(token: TokenLogprob) -> float:
+    """Chosen token's log-probability minus the best other alternative's, in nats."""
+    others = sorted((_clamped(v) for v in token.top), reverse=True)
+    own = _clamped(token.logprob)
+    runner_up = others[1] if len(others) > 1 else FLOOR
+    return own - (runner_up if own >= runner_up else others[0])
+
+
+def _entropy(token: TokenLogprob) -> float:
+    """Entropy in nats over the reported alternatives, the unreported mass as one more outcome."""
+    shares = [math.exp(_clamped(v)) for v in token.top] or [math.exp(_clamped(token.logprob))]
+    rest = 1.0 - sum(shares)
+    if rest > 1e-9:
+        shares.append(rest)
+    return -sum(p * math.log(p) for p in shares if p > 0.0)
+
+
+def _second_opinion(
+    prefix: Prefix, classes: Sequence[str], head_logprobs: npt.NDArray[np.float32]
+) -> tuple[float, float]:
+    if not classes:
+        return 0.0, 0.0
+    text = prefix.text.strip()
+    matches = [
+        index
+        for index, name in enumerate(classes)
+        if (name == text if prefix.finished else name.startswith(text) or text.startswith(name))
+    ]
+    if not matches:
+        return 0.0, FLOOR
+    return 1.0, max(float(head_logprobs[index]) for index in matches)

@@ -1,0 +1,158 @@
+"""How far a prompt lies from what the student was trained on.
+
+Two scores over unit-length embeddings: mean cosine similarity to the k nearest training prompts
+(Sun et al., *Out-of-distribution detection with deep nearest neighbors*, arXiv 2204.06507), and
+for categorical tasks the energy of a linear head (Liu et al., arXiv 2010.03759).
+Relative Mahalanobis is deliberately absent: on far text it collapses (AUROC 34).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+K = 10
+EXACT_ROWS = 4096
+"""Up to here every training prompt is compared (under 0.6 ms); above, prototypes are."""
+PROTOTYPES_PER_CLASS = 10
+
+
+class NearestPrompts:
+    """Mean cosine similarity to the ``k`` nearest training prompts or prototypes.
+
+    Above ``EXACT_ROWS`` rows k-means prototypes stand for the prompts: on CLINC150, 1,500
+    prototypes lose nothing against 15,000 prompts and cost 53 µs instead of 2 ms.
+    """
+
+    def __init__(self, k: int = K, seed: int = 0) -> None:
+        self.k = k
+        self.seed = seed
+
+    def fit(self, vectors: Floats, labels: Sequence[str] | None = None) -> Self:
+        """Learn from ``vectors``, float32 of shape (n, d) and unit length."""
+        # Rounded to what the artefact stores, so that serving sees the points that were fitted.
+        points = _prototypes(vectors, labels, self.seed).astype(np.float16)
+        self.points_ = points.astype(np.float32)
+        return self
+
+    def score_samples(self, vectors: Floats) -> Floats:
+        """Similarity in [-1, 1], shape (m,); higher is nearer."""
+        k = min(self.k, len(self.points_))
+        out = np.empty(len(vectors), dtype=np.float32)
+        for start in range(0, len(vectors), 1024):
+            block = vectors[start : start + 1024] @ self.points_.T
+            top = np.partition(block, block.shape[1] - k, axis=1)[:, -k:]
+            out[start : start + 1024] = top.mean(axis=1)
+        return out
+
+
+class LinearHead:
+    """Multinomial logistic regression on embeddings; its energy is a distance, its
+    log-probability of the student's own answer a second opinion."""
+
+    def __init__(self, c: float = 20.0) -> None:
+        self.c = c
+
+    def fit(self, vectors: Floats, labels: Sequence[str]) -> Self:
+        """Learn ``len(set(labels))`` classes from (n, d) unit vectors."""
+        from sklearn.linear_model import LogisticRegression
+
+        model = LogisticRegression(C=self.c, max_iter=300, tol=1e-3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(vectors, np.asarray(labels))
+        coef, intercept = model.coef_, model.intercept_
+        if len(model.classes_) == 2:
+            coef = np.vstack([-coef[0] / 2, coef[0] / 2])
+            intercept = np.array([-intercept[0] / 2, intercept[0] / 2])
+        self.classes_ = [str(name) for name in model.classes_]
+        self.coef_ = coef.astype(np.float32)
+        self.intercept_ = intercept.astype(np.float32)
+        return self
+
+    def decision_function(self, vectors: Floats) -> Floats:
+        """Logits, shape (m, classes)."""
+        logits: Floats = vectors @ self.coef_.T + self.intercept_
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class DistanceScores:
+    """Per prompt, shape (m,): similarity, energy, and the head's log-probabilities (m, classes)."""
+
+    similarity: Floats
+    energy: Floats
+    head_logprobs: Floats
+
+    def features(self) -> Floats:
+        """The columns that the out-of-distribution score is fitted on, shape (m, 3)."""
+        top = (
+            self.head_logprobs.max(axis=1)
+            if self.head_logprobs.shape[1]
+            else np.zeros(len(self.similarity), dtype=np.float32)
+        )
+        return np.column_stack([self.similarity, self.energy, top]).astype(np.float32)
+
+
+class Distance:
+    """Similarity and, where labels form at least two classes, energy."""
+
+    def __init__(self, nearest: NearestPrompts, head: LinearHead | None) -> None:
+        self.nearest = nearest
+        self.head = head
+
+    @classmethod
+    def fitted(cls, vectors: Floats, labels: Sequence[str] | None, seed: int = 0) -> Distance:
+        """Fit both parts on the student's training prompts."""
+        head = LinearHead().fit(vectors, labels) if labels is not None else None
+        return cls(NearestPrompts(seed=seed).fit(vectors, labels), head)
+
+    @property
+    def classes(self) -> list[str]:
+        """The closed set of answers; empty for open tasks."""
+        return self.head.classes_ if self.head else []
+
+    def scores(self, vectors: Floats) -> DistanceScores:
+        """All distance scores of (m, d) unit vectors."""
+        similarity = self.nearest.score_samples(vectors)
+        if self.head is None:
+            empty = np.zeros((len(vectors), 0), dtype=np.float32)
+            return DistanceScores(similarity, np.zeros(len(vectors), dtype=np.float32), empty)
+        logits = self.head.decision_function(vectors)
+        peak = logits.max(axis=1)
+        energy = np.log(np.exp(logits - peak[:, None]).sum(axis=1)) + peak
+        return DistanceScores(similarity, energy, logits - energy[:, None])
+
+
+def _prototypes(vectors: Floats, labels: Sequence[str] | None, seed: int) -> Floats:
+    if len(vectors) <= EXACT_ROWS:
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+    if labels is None:
+        return _centres(vectors, EXACT_ROWS // 4, seed)
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(labels):
+        groups[name].append(index)
+    wanted = max(1, min(PROTOTYPES_PER_CLASS, EXACT_ROWS // len(groups)))
+    parts = [
+        _centres(vectors[rows], min(wanted, len(rows)), seed) for _, rows in sorted(groups.items())
+    ]
+    return np.ascontiguousarray(np.vstack(parts), dtype=np.float32)
+
+
+def _centres(vectors: Floats, count: int, seed: int) -> Floats:
+    from sklearn.cluster import KMeans
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        centres = KMeans(count, n_init=1, max_iter=20, random_state=seed).fit(vectors)
+    points = centres.cluster_centers_.astype(np.float32)
+    unit: Floats = points / np.linalg.norm(points, axis=1, keepdims=True)
+    return unit

