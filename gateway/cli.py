@@ -69,3 +69,7 @@ def _nearest(name: str) -> str:
 
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     return f"; did you mean {close[0]!r}?" if close else "; see understudy --help"
+
+
+if __name__ == "__main__":
+    main()

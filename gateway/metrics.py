@@ -22,7 +22,7 @@ class Metrics:
     """Everything the gateway counts; names start with ``understudy_``."""
 
     def __init__(self) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "understudy_requests", "Requests answered.",

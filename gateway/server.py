@@ -60,10 +60,8 @@ def serve(service: Service) -> int:
     )
     server = _Server(config, service)
     log("starting", host=listen.host, port=listen.port, tasks=[t.name for t in service.tasks])
-    try:
+    with contextlib.suppress(SystemExit):  # uvicorn's way to say that it did not start
         server.run()
-    except SystemExit as error:
-        return int(error.code or 0) if not isinstance(error.code, str) else 1
     if not server.started:
         print(f"error: {listen.host}:{listen.port} cannot be bound", file=sys.stderr)
         return 1

@@ -21,10 +21,13 @@ NAMES = (
     "min_logprob",
     "low_logprob",
     "entropy",
-    "length_z",
+    "length_surprise",
     "known_answer",
     "head_logprob",
 )
+SIGNS = (-1, -1, -1, -1, 1, 1, -1, -1)
+"""Which way each feature may push P(disagree)."""
+
 TOP_LOGPROBS = 5
 """Alternatives per token that the features are computed from, at fit and at serving."""
 
@@ -83,7 +86,7 @@ def confidence_features(
             values.min(),
             np.quantile(values, 0.1),
             float(np.mean([_entropy(t) for t in prefix.tokens])) if prefix.tokens else 0.0,
-            (len(prefix.tokens) - scale.mean) / scale.deviation,
+            abs(len(prefix.tokens) - scale.mean) / scale.deviation,
             known,
             head,
         ]

@@ -25,7 +25,7 @@ from router.confidence import LengthScale, Prefix, confidence_features
 from router.distance import Distance, DistanceScores
 from router.encoder import Encoder
 from router.errors import FitError
-from router.judge import FEATURES, DecodeProfile
+from router.judge import FEATURE_SIGNS, FEATURES, DecodeProfile
 from router.logistic import Logistic
 from router.outlier import fit_outlier, outlier_probability
 from router.rows import Row, usable
@@ -170,7 +170,7 @@ class _Fitter:
         if combine.disagrees.all() or not combine.disagrees.any():
             return None
         weight = np.array([row.weight for row in combine.rows])
-        return Logistic().fit(self._features(combine), combine.disagrees, weight)
+        return Logistic().fit(self._features(combine), combine.disagrees, weight, FEATURE_SIGNS)
 
     def _score(self, split: _Split, model: Logistic | None, cut: float | None) -> Floats:
         score = split.ood if model is None else model.predict_proba(self._features(split))

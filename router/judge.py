@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from router.artefact import Artefact, load_artefact
 from router.certify import Certificate
-from router.confidence import NAMES, LengthScale, Prefix, confidence_features
+from router.confidence import NAMES, SIGNS, LengthScale, Prefix, confidence_features
 from router.distance import Distance, LinearHead, NearestPrompts
 from router.encoder import Encoder
 from router.errors import ArtefactError
@@ -26,6 +26,8 @@ from router.template import Message, fingerprint, variable_text
 
 DISTANCE_NAMES = ("similarity", "energy", "head_top_logprob")
 FEATURES = DISTANCE_NAMES + NAMES
+FEATURE_SIGNS = (-1, -1, -1, *SIGNS)
+"""Near, familiar and confident never speak for the teacher, whatever a small sample says."""
 
 Vector = npt.NDArray[np.float64]
 

@@ -1,16 +1,29 @@
-"""A standardised logistic regression whose state is four arrays: fitted by scikit-learn, run in
-numpy, because one prediction through scikit-learn costs more than the rest of a decision."""
+"""A standardised logistic regression whose coefficients may be held to a known direction.
+
+scikit-learn's has no sign constraints; where there are none, the two give the same coefficients
+(a test compares them). Its state is four arrays, and it runs in numpy, because one prediction
+through scikit-learn costs more than the rest of a decision.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from router.errors import FitError
 
 Floats = npt.NDArray[np.floating[Any]]
+
+_BOUNDS: Mapping[int, tuple[float | None, float | None]] = {
+    -1: (None, 0.0),
+    0: (None, None),
+    1: (0.0, None),
+}
 
 
 class Logistic:
@@ -22,22 +35,38 @@ class Logistic:
     def __init__(self, c: float = 1.0) -> None:
         self.c = c
 
-    def fit(self, features: Floats, outcome: npt.NDArray[np.bool_], weight: Floats) -> Self:
+    def fit(
+        self,
+        features: Floats,
+        outcome: npt.NDArray[np.bool_],
+        weight: Floats,
+        signs: Sequence[int] | None = None,
+    ) -> Self:
         """Learn from (n, d) features, boolean (n,) outcomes and positive (n,) weights.
+
+        ``signs`` fixes the direction of each coefficient (1, -1, or 0 for either). Confidence
+        features are collinear, and a free fit gives some the wrong sign: right on the traffic that
+        was seen, absurd on an answer less confident than any of it.
 
         Raises:
             FitError: only one outcome occurs.
         """
-        from sklearn.linear_model import LogisticRegression
-
         if outcome.all() or not outcome.any():
             raise FitError("both outcomes must occur to fit a logistic regression")
         self.mean_ = features.mean(axis=0).astype(np.float64)
         self.scale_ = np.maximum(features.std(axis=0), 1e-6).astype(np.float64)
-        model = LogisticRegression(C=self.c, max_iter=1000)
-        model.fit((features - self.mean_) / self.scale_, outcome, sample_weight=weight)
-        self.coef_ = model.coef_[0].astype(np.float64)
-        self.intercept_ = float(model.intercept_[0])
+        scaled = (features - self.mean_) / self.scale_
+        found = minimize(
+            _loss_and_gradient,
+            np.zeros(features.shape[1] + 1),
+            args=(scaled, np.where(outcome, 1.0, -1.0), weight, self.c),
+            jac=True,
+            bounds=[*(_BOUNDS[sign] for sign in signs or [0] * features.shape[1]), (None, None)],
+            method="L-BFGS-B",
+            options={"maxiter": 2000},
+        )
+        self.coef_ = np.asarray(found.x[:-1], dtype=np.float64)
+        self.intercept_ = float(found.x[-1])
         return self
 
     @classmethod
@@ -65,3 +94,14 @@ class Logistic:
         odds = np.clip(self.decision_function(features), -36.0, 36.0)
         probability: Floats = 1.0 / (1.0 + np.exp(-odds))
         return probability
+
+
+def _loss_and_gradient(
+    parameters: Floats, features: Floats, side: Floats, weight: Floats, c: float
+) -> tuple[float, Floats]:
+    """Weighted log-loss with scikit-learn's L2 term, and its gradient; ``side`` is 1 or -1."""
+    coef, intercept = parameters[:-1], parameters[-1]
+    margin = side * (features @ coef + intercept)
+    loss = c * float(weight @ np.logaddexp(0.0, -margin)) + 0.5 * float(coef @ coef)
+    pull = -c * weight * side * expit(-margin)
+    return loss, np.append(features.T @ pull + coef, pull.sum())

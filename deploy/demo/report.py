@@ -1,0 +1,98 @@
+"""What the demo shows: a live table, and one JSON object at the end."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from deploy.demo.play import Tally
+from gateway.settings import Task
+from gateway.store.records import Filter
+from gateway.store.sqlite import SqliteStore
+from gateway.teacher import teacher_cost_usd
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """USD spent with the student, and what the teacher alone would have cost."""
+
+    spent: float
+    teacher_only: float
+
+    @property
+    def saved_share(self) -> float:
+        """Share of the teacher-only bill that was saved."""
+        return 1 - self.spent / self.teacher_only if self.teacher_only else 0.0
+
+
+def money(tally: Tally, task: Task, store: SqliteStore, student_s: float) -> Money:
+    """Teacher by tokens, draws included; student by the hour its machine was rented."""
+    student = task.student
+    rent = (student.price_per_hour if student else 0.0) * student_s / 3600
+    teacher = sum(a.cost_usd for e in store.read(Filter()) for a in e.attempts)
+    only = sum(teacher_cost_usd(task.teacher, *s.teacher_tokens) for s in tally.seen)
+    drawn = sum(_draw_cost(e.draw.answer, task) for e in store.read(Filter()) if e.draw)
+    return Money(rent + teacher + drawn, only)
+
+
+def _draw_cost(answer: Mapping[str, Any] | None, task: Task) -> float:
+    usage = (answer or {}).get("usage") or {}
+    if (answer or {}).get("model") == (task.student.model if task.student else None):
+        return 0.0
+    return teacher_cost_usd(
+        task.teacher, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+    )
+
+
+def live_table(tally: Tally, total: int) -> Table:
+    """The split so far."""
+    table = Table(title=f"{len(tally.seen)} of {total} requests judged", title_justify="left")
+    for name in ("slice", "requests", "student", "teacher", "student right"):
+        table.add_column(name, justify="left" if name == "slice" else "right")
+    for part in ("in_domain", "near", "oos"):
+        rows = [s for s in tally.seen if s.utterance.slice == part]
+        served = [s for s in rows if s.served_by == "student"]
+        right = f"{sum(s.agrees for s in served)}/{len(served)}" if served else "-"
+        table.add_row(part, str(len(rows)), str(len(served)), str(len(rows) - len(served)), right)
+    reasons = "  ".join(f"{name} {count}" for name, count in tally.reasons().items())
+    student, teacher = tally.median_ms("student"), tally.median_ms("teacher")
+    agreement = tally.agreement()
+    table.caption = (
+        f"{reasons}\nagreement {'-' if agreement is None else f'{agreement:.1%}'}   "
+        f"p50 student {student or '-'} ms, teacher {teacher or '-'} ms"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def summary(
+    tally: Tally, store: SqliteStore, certificate: Mapping[str, Any], cost: Money
+) -> dict[str, Any]:
+    """The last line of ``make demo ONCE=1``."""
+    student = tally.by("student")
+    near = [s for s in student if s.utterance.slice == "near"]
+    overhead = [e.overhead_ms for e in store.read(Filter())]
+    agreement = tally.agreement()
+    return {
+        "requests": len(tally.seen) + tally.failed,
+        "student_served": len(student),
+        "teacher_served": len(tally.by("teacher")),
+        "reasons": tally.reasons(),
+        "student_agreement": None if agreement is None else round(agreement, 4),
+        "coverage_in_domain": round(tally.coverage("in_domain"), 4),
+        "student_served_near": len(near),
+        "student_served_near_wrong": sum(not s.agrees for s in near),
+        "student_served_oos": sum(s.utterance.slice == "oos" for s in student),
+        "captured": store.count(Filter(status="complete")),
+        "captured_fallbacks": store.count(Filter(fallbacks=True)),
+        "certificate": {name: certificate[name] for name in ("n", "k", "tau", "alpha", "delta")},
+        "p50_ms_student": tally.median_ms("student"),
+        "p50_ms_teacher": tally.median_ms("teacher"),
+        "overhead_p50_ms": round(statistics.median(overhead), 3) if overhead else None,
+        "cost_usd": round(cost.spent, 6),
+        "cost_teacher_only_usd": round(cost.teacher_only, 6),
+    }

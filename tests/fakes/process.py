@@ -1,0 +1,86 @@
+"""The gateway as its users start it: a process of its own, that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from tests.fakes.rig import KEY, ROOT, SECRETS
+
+
+@dataclass(slots=True)
+class GatewayProcess:
+    """A running ``understudy serve``."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    log: Path
+
+    def kill(self) -> None:
+        """As the kernel does it: no warning, no cleaning up."""
+        self.process.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """As an orchestrator does it."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def client(self) -> httpx.AsyncClient:
+        """A client with the test key."""
+        return httpx.AsyncClient(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {KEY}"},
+            timeout=20,
+            limits=httpx.Limits(max_connections=64),
+        )
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def gateway_process(folder: Path, data: dict[str, Any]) -> AsyncIterator[GatewayProcess]:
+    """Start it, wait until it can serve, and make sure that it is gone at the end."""
+    port = free_port()
+    config = folder / "understudy.yaml"
+    config.write_text(yaml.safe_dump({**data, "listen": {"port": port, "drain_s": 5}}))
+    log = folder / "gateway.log"
+    with log.open("ab") as handle:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "from gateway.cli import main; main()",
+            "serve", "--config", str(config),
+            cwd=ROOT, env={**SECRETS, "PATH": "/usr/bin:/bin"}, stdout=handle, stderr=handle,
+        )  # fmt: skip
+    gateway = GatewayProcess(process, f"http://127.0.0.1:{port}", log)
+    try:
+        await _ready(gateway)
+        yield gateway
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _ready(gateway: GatewayProcess) -> None:
+    async with gateway.client() as client:
+        for _ in range(600):
+            if gateway.process.returncode is not None:
+                break
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get("/readyz")).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
+    raise AssertionError(f"the gateway did not start:\n{gateway.log.read_text()}")

@@ -1,0 +1,156 @@
+"""A gateway between a fake student and a fake teacher, in this process, on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from gateway.app import create_app
+from gateway.service import Service
+from gateway.settings import Config
+from gateway.store.records import Exchange, Filter
+from gateway.store.sqlite import SqliteStore
+from tests.fakes.answers import student_says, teacher_says
+from tests.fakes.upstream import FakeUpstream
+
+ROOT = Path(__file__).resolve().parents[2]
+ARTEFACTS = ROOT / "deploy/demo/artefacts/banking-intents"
+CACHE = ROOT / ".cache/encoders"
+SYSTEM = "Name the banking intent."
+KEY = "us-test-key"
+PLAIN_KEY = "us-plain-key"
+TEACHER_KEY = "sk-teacher"
+SECRETS = {"UNDERSTUDY_KEY": KEY, "PLAIN_KEY": PLAIN_KEY, "TEACHER_KEY": TEACHER_KEY}
+IN_DOMAIN = "what is my apr"
+FAR = "please write a haiku about the ocean at night"
+ANSWER = ["ap", "r"]
+
+
+def config_data(student: str, teacher: str, store: Path, /, **task: Any) -> dict[str, Any]:
+    """A configuration as its YAML file would hold it; ``task`` replaces parts of the task."""
+    base: dict[str, Any] = {
+        "name": "banking-intents",
+        "match": {"models": ["gpt-4o-mini"]},
+        "teacher": {
+            "base_url": teacher,
+            "model": "big-1",
+            "api_key_env": "TEACHER_KEY",
+            "price": {"input": 2.5, "output": 10.0},
+            "retries": 1,
+            "idle_timeout_s": 0.5,
+            "first_byte_timeout_s": 1.0,
+        },
+        "student": {
+            "base_urls": [student],
+            "model": "banking-intents@v1",
+            "timeout_s": 1.0,
+            "pin_sampling": True,
+        },
+        "router": {"artefact": str(ARTEFACTS / "router/v1"), "hold": "all"},
+        "risk": {"draw_rate": 0.0},
+    }
+    for name, value in task.items():
+        merged = isinstance(base.get(name), dict) and isinstance(value, dict)
+        base[name] = {**base[name], **value} if merged else value
+    return {
+        "listen": {"port": 0},
+        "store": f"sqlite:///{store}",
+        "cache": str(CACHE),
+        "keys": [
+            {"name": "app", "key_env": "UNDERSTUDY_KEY", "may_override": True},
+            {"name": "plain", "key_env": "PLAIN_KEY"},
+        ],
+        "tasks": [base],
+    }
+
+
+@dataclass(slots=True)
+class Rig:
+    """Everything a test needs to ask, to break, and to look at the store."""
+
+    student: FakeUpstream
+    teacher: FakeUpstream
+    service: Service
+    url: str
+    store: Path
+    client: httpx.AsyncClient = field(repr=False)
+
+    async def ask(
+        self, text: str = IN_DOMAIN, *, headers: dict[str, str] | None = None, **body: Any
+    ) -> httpx.Response:
+        """One chat completion; ``body`` replaces or adds fields."""
+        sent = {
+            "model": "banking-intents",
+            "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}],
+            **body,
+        }
+        return await self.client.post("/v1/chat/completions", json=sent, headers=headers or {})
+
+    def stored(self) -> list[Exchange]:
+        """Every exchange on disk, oldest first."""
+        with contextlib.closing(SqliteStore.read_only(self.store)) as store:
+            return list(store.read(Filter()))
+
+    async def stored_soon(self, count: int) -> list[Exchange]:
+        """The exchanges once there are ``count``: for those that nobody waits for."""
+        for _ in range(200):
+            if len(rows := self.stored()) >= count:
+                return rows
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{len(self.stored())} exchanges are stored, not {count}")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Value of one sample of the gateway's own registry."""
+        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@contextlib.asynccontextmanager
+async def rig(
+    folder: Path,
+    *,
+    says: str = "teacher says",
+    top: dict[str, Any] | None = None,
+    seed: int = 1,
+    **task: Any,
+) -> AsyncIterator[Rig]:
+    """Start it. The student answers 'apr' confidently, the teacher what it ``says``."""
+    student = FakeUpstream(student_says(ANSWER))
+    teacher = FakeUpstream(teacher_says(says))
+    async with student.running(), teacher.running():
+        store = folder / "understudy.db"
+        data = {**config_data(student.url, teacher.url, store, **task), **(top or {})}
+        service = Service(Config(**data), SECRETS, random.Random(seed))
+        async with serving(service) as url:
+            auth = {"authorization": f"Bearer {KEY}"}
+            async with httpx.AsyncClient(base_url=url, headers=auth, timeout=20) as client:
+                yield Rig(student, teacher, service, url, store, client)
+
+
+@contextlib.asynccontextmanager
+async def serving(service: Service) -> AsyncIterator[str]:
+    """The gateway under uvicorn on a free port; drained at the end."""
+    config = uvicorn.Config(
+        create_app(service), port=0, log_level="error", lifespan="on", ws="none",
+        timeout_graceful_shutdown=2,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+        if task.done():
+            task.result()
+    try:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await task

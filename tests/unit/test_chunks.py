@@ -1,0 +1,94 @@
+"""A stream joined equals the answer whole, and is clean on its way to the client."""
+
+from __future__ import annotations
+
+from gateway.chunks import Assembler, Relay
+from tests.fakes.answers import USAGE, teacher_chunk, vllm_events
+
+HEAD = {"id": "chatcmpl-1", "created": 7, "model": "asked-for"}
+
+
+def test_deltas_join_to_the_completion() -> None:
+    whole = Assembler()
+    for event in vllm_events(["pay", "_", "bill"]):
+        whole.feed(event)
+    body = whole.completion(HEAD, None)
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "pay_bill",
+        "refusal": None,
+    }
+    assert body["choices"][0]["finish_reason"] == "stop"
+    assert body["choices"][0]["logprobs"] is None
+    assert body["usage"] == USAGE
+    assert body["model"] == "asked-for"
+
+
+def test_tool_call_pieces_join_by_index() -> None:
+    whole = Assembler()
+    calls = [
+        [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}],
+        [{"index": 0, "function": {"arguments": '{"a"'}}],
+        [
+            {
+                "index": 1,
+                "id": "c2",
+                "type": "function",
+                "function": {"name": "g", "arguments": "{}"},
+            }
+        ],
+        [{"index": 0, "function": {"arguments": ":1}"}}],
+    ]
+    for call in calls:
+        whole.feed(teacher_chunk({"tool_calls": call}))
+    whole.feed(teacher_chunk({}, "tool_calls"))
+    message = whole.completion(HEAD, None)["choices"][0]["message"]
+    assert [c["function"]["arguments"] for c in message["tool_calls"]] == ['{"a":1}', "{}"]
+    assert [c["id"] for c in message["tool_calls"]] == ["c1", "c2"]
+
+
+def test_student_chunks_lose_what_nobody_asked_for() -> None:
+    relay = Relay(HEAD, None, False, strict=True)
+    chunks = [c for e in vllm_events(["a", "b"]) if (c := relay.chunk(e)) is not None]
+    for chunk in chunks:
+        assert set(chunk) == {"id", "created", "model", "object", "choices", "system_fingerprint"}
+        assert set(chunk["choices"][0]) == {"index", "delta", "finish_reason", "logprobs"}
+        assert chunk["choices"][0]["logprobs"] is None
+    assert sum("role" in c["choices"][0]["delta"] for c in chunks) == 1
+    assert [c["choices"][0]["finish_reason"] for c in chunks] == [None, None, None, "stop"]
+
+
+def test_asked_for_logprobs_come_with_as_many_alternatives_as_asked() -> None:
+    for alternatives in (0, 1):
+        relay = Relay(HEAD, alternatives, False, strict=True)
+        chunk = relay.chunk(vllm_events(["a"])[1])
+        assert chunk is not None
+        token = chunk["choices"][0]["logprobs"]["content"][0]
+        assert len(token["top_logprobs"]) == alternatives
+
+
+def test_a_second_role_is_dropped() -> None:
+    relay = Relay(HEAD, None, False, strict=False)
+    first = relay.chunk(teacher_chunk({"role": "assistant", "content": "a"}))
+    second = relay.chunk(teacher_chunk({"role": "assistant", "content": "b"}))
+    assert first is not None
+    assert second is not None
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "a"}
+    assert second["choices"][0]["delta"] == {"content": "b"}
+
+
+def test_usage_appears_only_where_it_was_asked_for() -> None:
+    raw = {**teacher_chunk({"content": "a"}), "usage": USAGE}
+    without = Relay(HEAD, None, False, strict=False)
+    chunk = without.chunk(raw)
+    assert chunk is not None
+    assert "usage" not in chunk
+    assert without.usage(USAGE) is None
+    wanted = Relay(HEAD, None, True, strict=False)
+    chunk = wanted.chunk(raw)
+    assert chunk is not None
+    assert chunk["usage"] is None
+    closing = wanted.usage(USAGE)
+    assert closing is not None
+    assert closing["choices"] == []
+    assert closing["usage"] == USAGE

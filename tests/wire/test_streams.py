@@ -1,0 +1,262 @@
+"""One clean stream, whoever serves it, and never a false [DONE]."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.store.records import Status
+from gateway.verdict import Reason
+from tests.fakes.answers import (
+    USAGE,
+    hangs,
+    student_says,
+    teacher_chunk,
+    teacher_events,
+    vllm_chunk,
+    vllm_events,
+)
+from tests.fakes.rig import ANSWER, FAR, rig
+from tests.fakes.upstream import Received, Wire
+
+SIDES = pytest.mark.parametrize("text", ["what is my apr", FAR], ids=["student", "teacher"])
+
+
+def events(raw: str) -> list[Any]:
+    """The parsed events of a client stream; comments are left out."""
+    blocks = [block for block in raw.split("\n\n") if block and not block.startswith(":")]
+    assert all(block.startswith("data: ") for block in blocks), raw
+    return [b[6:] if b == "data: [DONE]" else json.loads(b[6:]) for b in blocks]
+
+
+def joined(chunks: list[Any]) -> str:
+    """Content of the first choice."""
+    return "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
+
+
+def scripted(raw: bytes, *, end: bool = True) -> Any:
+    """An upstream that sends exactly these bytes as one event stream."""
+
+    async def handler(received: Received, wire: Wire) -> None:
+        await wire.stream()
+        if raw:
+            await wire.send(raw)
+        if end:
+            await wire.end()
+        else:
+            wire.reset()
+
+    return handler
+
+
+def encoded(items: list[dict[str, Any]], *, done: bool = True) -> bytes:
+    """Events as bytes."""
+    raw = b"".join(b"data: " + json.dumps(item).encode() + b"\n\n" for item in items)
+    return raw + (b"data: [DONE]\n\n" if done else b"")
+
+
+@SIDES
+async def test_a_stream_is_whole_and_clean(tmp_path: Path, text: str) -> None:
+    async with rig(tmp_path) as r:
+        response = await r.ask(text, stream=True)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-understudy-captured"] == "pending"
+        assert response.text.endswith("data: [DONE]\n\n")
+        *chunks, done = events(response.text)
+        assert done == "[DONE]"
+        assert len({(c["id"], c["created"], c["model"], c["object"]) for c in chunks}) == 1
+        assert chunks[0]["model"] == "banking-intents"
+        assert chunks[0]["id"] == f"chatcmpl-{response.headers['x-request-id']}"
+        assert [c["choices"][0]["delta"].get("role") for c in chunks].count("assistant") == 1
+        finishes = [c["choices"][0]["finish_reason"] for c in chunks]
+        assert finishes[-1] == "stop"
+        assert finishes.count("stop") == 1
+        assert not any("usage" in c for c in chunks)
+        whole = (await r.ask(text)).json()
+        assert joined(chunks) == whole["choices"][0]["message"]["content"]
+        assert whole["usage"] == USAGE
+
+
+@SIDES
+async def test_usage_comes_once_and_last_when_asked_for(tmp_path: Path, text: str) -> None:
+    async with rig(tmp_path) as r:
+        response = await r.ask(text, stream=True, stream_options={"include_usage": True})
+        *chunks, usage, done = events(response.text)
+        assert done == "[DONE]"
+        assert (usage["choices"], usage["usage"]) == ([], USAGE)
+        assert all(c["usage"] is None for c in chunks)
+
+
+@SIDES
+async def test_the_verdict_is_in_an_explained_answer(tmp_path: Path, text: str) -> None:
+    async with rig(tmp_path) as r:
+        asked = {"x-understudy-explain": "1"}
+        streamed = events((await r.ask(text, stream=True, headers=asked)).text)[-2]["understudy"]
+        whole = (await r.ask(text, headers=asked)).json()["understudy"]
+        for verdict in (streamed, whole):
+            assert verdict["captured"] == "yes"
+            assert verdict["reason"] in {"in_distribution", "ood"}
+            assert verdict["ood_score"] is not None
+        assert "understudy" not in (await r.ask(text)).json()
+
+
+async def test_logprobs_are_ours_unless_asked_for(tmp_path: Path) -> None:
+    async with rig(tmp_path) as r:
+        assert (await r.ask()).json()["choices"][0]["logprobs"] is None
+        whole = (await r.ask(logprobs=True, top_logprobs=1)).json()["choices"][0]["logprobs"]
+        assert [len(t["top_logprobs"]) for t in whole["content"]] == [1, 1, 1]
+        streamed = events((await r.ask(logprobs=True, stream=True)).text)[:-1]
+        tokens = [
+            t["token"]
+            for c in streamed
+            for t in (c["choices"][0]["logprobs"] or {}).get("content", [])
+        ]
+        assert tokens == ["ap", "r", "<|im_end|>"]
+
+
+async def test_every_byte_split_of_the_student_s_stream_gives_the_same_answer(
+    tmp_path: Path,
+) -> None:
+    raw = encoded(vllm_events(ANSWER))
+    async with rig(tmp_path) as r:
+        expected = joined(events((await r.ask(stream=True)).text)[:-1])
+        for cut in range(1, len(raw), 7):
+
+            async def split(received: Received, wire: Wire, cut: int = cut) -> None:
+                await wire.stream()
+                await wire.send(raw[:cut])
+                await wire.send(raw[cut:])
+                await wire.end()
+
+            r.student.handler = split
+            response = await r.ask(stream=True)
+            assert response.headers["x-understudy-served-by"] == "student"
+            assert joined(events(response.text)[:-1]) == expected
+
+
+async def test_a_student_stream_cut_at_any_byte_is_rescued_whole(tmp_path: Path) -> None:
+    """With hold=all the client gets one whole answer, the student's or the teacher's."""
+    raw = encoded(vllm_events(ANSWER))
+    finish = raw.index(b'"finish_reason": "stop"')
+    async with rig(tmp_path) as r:
+        r.service.tasks.get("banking-intents").student.upstreams[0].breaker.threshold = 10**9  # type: ignore[union-attr]
+        for number, cut in enumerate(range(0, len(raw), 11)):
+            r.student.handler = scripted(raw[:cut], end=number % 2 == 0)
+            response = await r.ask(stream=bool(number % 3))
+            assert response.status_code == 200
+            by = response.headers["x-understudy-served-by"]
+            if by == "student":
+                assert cut > finish
+                assert '"r"' in response.text or "apr" in response.text
+            else:
+                assert response.headers["x-understudy-reason"] == Reason.STUDENT_ERROR
+                assert "sa" in response.text
+            if number % 3:
+                assert response.text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_teacher_stream_cut_at_any_byte_never_ends_in_done(tmp_path: Path) -> None:
+    raw = encoded(teacher_events(["tea", "cher"], usage=True))
+    finished = raw.index(b"\n\n", raw.index(b'"finish_reason": "stop"')) + 2
+    async with rig(tmp_path, teacher={"retries": 0}) as r:
+        r.service.tasks.get("banking-intents").teacher.upstream.breaker.threshold = 10**9  # type: ignore[union-attr]
+        for number, cut in enumerate(range(0, len(raw), 13)):
+            r.teacher.handler = scripted(raw[:cut], end=number % 2 == 0)
+            response = await r.ask(FAR, stream=True)
+            complete = response.status_code == 200 and "[DONE]" in response.text
+            # The finish reason makes an answer whole; only what follows it may be missing.
+            assert complete == (cut >= finished and number % 2 == 0) or (
+                complete and cut >= finished
+            )
+            exchange = r.stored()[-1]
+            if complete:
+                assert exchange.status is Status.COMPLETE
+                assert joined(events(response.text)[:-1]) == "teacher"
+            elif response.status_code == 200:
+                assert events(response.text)[-1]["error"]["code"] == "stream_broken"
+                assert exchange.status is Status.INCOMPLETE
+            else:
+                assert response.status_code in {502, 503}
+                assert exchange.status is Status.ERROR
+
+
+async def test_an_in_band_error_of_the_student_is_rescued_despite_its_done(tmp_path: Path) -> None:
+    error = {"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}}
+    async with rig(tmp_path) as r:
+        r.student.handler = scripted(encoded([*vllm_events(ANSWER)[:2], error]))
+        response = await r.ask(stream=True)
+        assert response.headers["x-understudy-reason"] == Reason.STUDENT_ERROR
+        assert "EngineCore" not in response.text
+        assert joined(events(response.text)[:-1]) == "teacher says"
+
+
+async def test_an_in_band_error_of_the_teacher_voids_its_done(tmp_path: Path) -> None:
+    error = {"error": {"message": "boom", "type": "server_error", "code": None}}
+    async with rig(tmp_path) as r:
+        r.teacher.handler = scripted(
+            encoded([teacher_chunk({"role": "assistant", "content": "te"}), error])
+        )
+        response = await r.ask(FAR, stream=True)
+        assert "[DONE]" not in response.text
+        assert events(response.text)[-1]["error"]["code"] == "stream_broken"
+
+
+async def test_a_teacher_that_forgets_done_is_finished_promptly(tmp_path: Path) -> None:
+    async def forgets(received: Received, wire: Wire) -> None:
+        await wire.stream()
+        for event in teacher_events(["teacher", " says"], usage=True):
+            await wire.event(event)
+        await hangs(received, wire)
+
+    async with rig(tmp_path) as r:
+        r.teacher.handler = forgets
+        response = await r.ask(FAR, stream=True, stream_options={"include_usage": True})
+        assert response.text.endswith("data: [DONE]\n\n")
+        assert events(response.text)[-2]["usage"] == USAGE
+
+
+async def test_a_truncated_student_answer_is_never_served_as_complete(tmp_path: Path) -> None:
+    async with rig(tmp_path) as r:
+        r.student.handler = student_says(ANSWER, finish="length")
+        for stream in (False, True):
+            response = await r.ask(stream=stream, max_tokens=2)
+            assert response.headers["x-understudy-served-by"] == "teacher"
+            assert response.headers["x-understudy-reason"] == Reason.STUDENT_ERROR
+
+
+async def test_after_release_a_broken_student_ends_in_an_error_event(tmp_path: Path) -> None:
+    long = vllm_events(["apr"] + [" ."] * 60)
+    async with rig(tmp_path, router={"hold": 40}) as r:
+        r.service.tasks.get("banking-intents").judge.threshold = 1.1  # type: ignore[union-attr]
+        r.student.handler = scripted(encoded(long[:50], done=False))
+        response = await r.ask(stream=True)
+        assert response.headers["x-understudy-served-by"] == "student"
+        assert "[DONE]" not in response.text
+        assert events(response.text)[-1]["error"]["code"] == "stream_broken"
+        exchange = r.stored()[-1]
+        assert (exchange.status, exchange.error) == (Status.INCOMPLETE, "student_cut")
+
+
+async def test_hold_delays_release_and_never_changes_the_score(tmp_path: Path) -> None:
+    async with rig(tmp_path) as r:
+        r.service.tasks.get("banking-intents").judge.threshold = 1.1  # type: ignore[union-attr]
+        r.student.handler = student_says(["apr"] + [" ."] * 60)
+        scores = {
+            (await r.ask(stream=stream, headers={"x-understudy-hold": hold})).headers[
+                "x-understudy-score"
+            ]
+            for hold in ("1", "32", "50", "all")
+            for stream in (False, True)
+        }
+        assert len(scores) == 1
+
+
+async def test_empty_student_chunks_do_not_disturb(tmp_path: Path) -> None:
+    chunks = vllm_events(ANSWER)
+    padded = [item for chunk in chunks for item in (vllm_chunk({}), chunk)]
+    async with rig(tmp_path) as r:
+        r.student.handler = scripted(encoded(padded))
+        assert joined(events((await r.ask(stream=True)).text)[:-1]) == "apr"
