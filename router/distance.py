@@ -1,6 +1,6 @@
 """How far a prompt lies from what the student was trained on.
 
-Two scores over unit-length embeddings: mean cosine similarity to the k nearest training prompts
+Two scores over unit-length embeddings: cosine similarity to the nearest training prompts
 (Sun et al., *Out-of-distribution detection with deep nearest neighbors*, arXiv 2204.06507), and
 for categorical tasks the energy of a linear head (Liu et al., arXiv 2010.03759).
 Relative Mahalanobis is deliberately absent: on far text it collapses (AUROC 34).
@@ -19,33 +19,36 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
-K = 10
+NEIGHBOURS = 10
+"""Training prompts that an open task's similarity is averaged over."""
 EXACT_ROWS = 4096
-"""Up to here every training prompt is compared (under 0.6 ms); above, prototypes are."""
+"""Up to here an open task compares every training prompt (under 0.6 ms)."""
 PROTOTYPES_PER_CLASS = 10
+ROWS_PER_PROTOTYPE = 4
 
 
 class NearestPrompts:
-    """Mean cosine similarity to the ``k`` nearest training prompts or prototypes.
+    """Cosine similarity to the nearest training prompts.
 
-    Above ``EXACT_ROWS`` rows k-means prototypes stand for the prompts: on CLINC150, 1,500
-    prototypes lose nothing against 15,000 prompts and cost 53 µs instead of 2 ms.
+    Categorical tasks compare k-means prototypes, up to ten a class, and take the nearest: on
+    validation splits that separates near outliers better than the mean over ten prompts (CLINC150
+    98.4 against 97.9 AUROC, held-out Banking77 intents 90 against 89) and costs 50 µs at 1,500
+    prototypes. Open tasks average over their ten nearest prompts.
     """
 
-    def __init__(self, k: int = K, seed: int = 0) -> None:
-        self.k = k
+    def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
     def fit(self, vectors: Floats, labels: Sequence[str] | None = None) -> Self:
         """Learn from ``vectors``, float32 of shape (n, d) and unit length."""
+        points, self.k_ = _points(vectors, labels, self.seed)
         # Rounded to what the artefact stores, so that serving sees the points that were fitted.
-        points = _prototypes(vectors, labels, self.seed).astype(np.float16)
-        self.points_ = points.astype(np.float32)
+        self.points_ = points.astype(np.float16).astype(np.float32)
         return self
 
     def score_samples(self, vectors: Floats) -> Floats:
         """Similarity in [-1, 1], shape (m,); higher is nearer."""
-        k = min(self.k, len(self.points_))
+        k = min(self.k_, len(self.points_))
         out = np.empty(len(vectors), dtype=np.float32)
         for start in range(0, len(vectors), 1024):
             block = vectors[start : start + 1024] @ self.points_.T
@@ -93,13 +96,8 @@ class DistanceScores:
     head_logprobs: Floats
 
     def features(self) -> Floats:
-        """The columns that the out-of-distribution score is fitted on, shape (m, 3)."""
-        top = (
-            self.head_logprobs.max(axis=1)
-            if self.head_logprobs.shape[1]
-            else np.zeros(len(self.similarity), dtype=np.float32)
-        )
-        return np.column_stack([self.similarity, self.energy, top]).astype(np.float32)
+        """The columns that the out-of-distribution score is fitted on, shape (m, 2)."""
+        return np.column_stack([self.similarity, self.energy]).astype(np.float32)
 
 
 class Distance:
@@ -132,19 +130,23 @@ class Distance:
         return DistanceScores(similarity, energy, logits - energy[:, None])
 
 
-def _prototypes(vectors: Floats, labels: Sequence[str] | None, seed: int) -> Floats:
-    if len(vectors) <= EXACT_ROWS:
-        return np.ascontiguousarray(vectors, dtype=np.float32)
+def _points(vectors: Floats, labels: Sequence[str] | None, seed: int) -> tuple[Floats, int]:
+    """Points to compare with, and how many of the nearest to average over."""
     if labels is None:
-        return _centres(vectors, EXACT_ROWS // 4, seed)
+        if len(vectors) <= EXACT_ROWS:
+            return vectors, NEIGHBOURS
+        return _centres(vectors, EXACT_ROWS // 4, seed), 1
     groups: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(labels):
         groups[name].append(index)
-    wanted = max(1, min(PROTOTYPES_PER_CLASS, EXACT_ROWS // len(groups)))
     parts = [
-        _centres(vectors[rows], min(wanted, len(rows)), seed) for _, rows in sorted(groups.items())
+        _centres(vectors[rows], _prototypes(len(rows)), seed) for _, rows in sorted(groups.items())
     ]
-    return np.ascontiguousarray(np.vstack(parts), dtype=np.float32)
+    return np.vstack(parts), 1
+
+
+def _prototypes(rows: int) -> int:
+    return max(1, min(PROTOTYPES_PER_CLASS, rows // ROWS_PER_PROTOTYPE))
 
 
 def _centres(vectors: Floats, count: int, seed: int) -> Floats:

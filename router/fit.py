@@ -209,9 +209,10 @@ class _Fitter:
         points = self._distance.nearest.points_
         tensors: dict[str, npt.NDArray[Any]] = {
             "points": points.astype(np.float16),
+            "neighbours": np.array([self._distance.nearest.k_]),
             **_logistic_tensors("outlier", self._outlier),
         }
-        if len(points) != len(vectors):
+        if len(points) != len(vectors):  # otherwise the points are the prompts
             tensors["prompts"] = vectors.astype(np.float16)
         if self._distance.head is not None:
             tensors["head.coef"] = self._distance.head.coef_

@@ -24,9 +24,9 @@ from router.logistic import Logistic
 from router.outlier import outlier_probability
 from router.template import Message, fingerprint, variable_text
 
-DISTANCE_NAMES = ("similarity", "energy", "head_top_logprob")
+DISTANCE_NAMES = ("similarity", "energy")
 FEATURES = DISTANCE_NAMES + NAMES
-FEATURE_SIGNS = (-1, -1, -1, *SIGNS)
+FEATURE_SIGNS = (-1, -1, *SIGNS)
 """Near, familiar and confident never speak for the teacher, whatever a small sample says."""
 
 Vector = npt.NDArray[np.float64]
@@ -45,7 +45,7 @@ class DecodeProfile:
 class Prejudgement:
     """What the prompt alone says.
 
-    ``ood_score`` is P(out of distribution); ``features`` has shape (3,), ``head_logprobs``
+    ``ood_score`` is P(out of distribution); ``features`` has shape (2,), ``head_logprobs``
     (classes,).
     """
 
@@ -132,7 +132,7 @@ class Judge:
         ]
 
     def features(self, pre: Prejudgement, prefix: Prefix) -> Vector:
-        """All features of a decision, in the order of ``FEATURES``, shape (11,)."""
+        """All features of a decision, in the order of ``FEATURES``, shape (10,)."""
         own = confidence_features(prefix, self._length, self._distance.classes, pre.head_logprobs)
         return np.concatenate([pre.features, own])
 
@@ -172,6 +172,7 @@ def _logistic(tensors: Mapping[str, Any], name: str) -> Logistic:
 def _distance(tensors: Mapping[str, Any], classes: list[str]) -> Distance:
     nearest = NearestPrompts()
     nearest.points_ = tensors["points"].astype(np.float32)
+    nearest.k_ = int(tensors["neighbours"][0])
     if not classes:
         return Distance(nearest, None)
     head = LinearHead()

@@ -21,6 +21,9 @@ MIN_CLASSES = 8
 MAX_ROWS = 6000
 """Rows used for the simulation; the final head and index use all."""
 
+SIGNS = (-1, -1)
+"""Near and familiar never speak for 'out'."""
+
 Bools = npt.NDArray[np.bool_]
 
 
@@ -44,7 +47,7 @@ def fit_outlier(vectors: Floats, labels: Sequence[str] | None, seed: int) -> Log
     out = np.concatenate(outs)
     # Both sides weigh the same: the share of outliers in traffic is not known here.
     weight = np.where(out, 0.5 / max(out.mean(), 1e-9), 0.5 / max(1 - out.mean(), 1e-9))
-    return Logistic().fit(np.vstack(features), out, weight)
+    return Logistic().fit(np.vstack(features), out, weight, SIGNS)
 
 
 def outlier_probability(model: Logistic, scores: DistanceScores) -> Floats:
@@ -61,5 +64,5 @@ def _similarity_only(vectors: Floats, seed: int) -> Logistic:
     index = Distance.fitted(vectors[order[cut:]] if len(order) > cut else vectors, None, seed)
     inside = index.nearest.score_samples(vectors[order[:cut]]).astype(np.float64)
     middle, spread = float(np.quantile(inside, 0.02)), float(max(inside.std(), 1e-3))
-    mean, scale = np.array([middle, 0.0, 0.0]), np.array([spread, 1.0, 1.0])
-    return Logistic.from_state(mean, scale, np.array([-2.0, 0.0, 0.0]), 0.0)
+    mean, scale = np.array([middle, 0.0]), np.array([spread, 1.0])
+    return Logistic.from_state(mean, scale, np.array([-2.0, 0.0]), 0.0)

@@ -85,6 +85,8 @@ def make_splits(folder: Path) -> Splits:
     """Train, combine and calibrate rows; test splits are not opened."""
     rng = random.Random(SEED)
     train, held = _hold_out(load(folder, "train"), rng)
+    taught = {normalised(u.text) for u in train}
+    held = [u for u in held if normalised(u.text) not in taught]
     outside = load(folder, "oos_train", "oos_val")
     rng.shuffle(outside)
     near = [u for u in load(folder, "train") if u.slice == "near"]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from gateway.errors import CODES
 from gateway.store.records import Status
@@ -100,12 +99,17 @@ async def test_large_and_broken_bodies(tmp_path: Path) -> None:
             assert error["param"] == name
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(raw=st.binary(max_size=300))
-async def test_no_body_makes_us_fail(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
-    async with rig(tmp_path_factory.mktemp("r")) as r:
-        response = await r.client.post("/v1/chat/completions", content=raw)
-        assert 400 <= response.status_code < 500
+async def test_no_body_makes_us_fail(tmp_path: Path) -> None:
+    """A valid body with random bytes of it replaced: answered or refused, never a 500."""
+    rng = random.Random(20261124)
+    valid = b'{"model":"banking-intents","messages":[{"role":"user","content":"what is my apr"}]}'
+    async with rig(tmp_path) as r:
+        for _ in range(400):
+            raw = bytearray(valid)
+            for _ in range(rng.randrange(1, 6)):
+                raw[rng.randrange(len(raw))] = rng.choice(b'{}[]":,0129.eE-\\ntf\x00\xff ')
+            response = await r.client.post("/v1/chat/completions", content=bytes(raw))
+            assert response.status_code in {200, 400, 404}, (raw, response.text)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -1,0 +1,62 @@
+"""Write the reference pages: ``python -m deploy.docs``; ``--check`` only compares."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from deploy.docs import tables
+
+FOLDER = Path(__file__).parent
+PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
+    "configuration.md": (
+        "# Configuration\n\nOne YAML file, validated once at start; `understudy check-config FILE` "
+        "names every mistake with\nfile, key and reason. Any key can be overridden by an environment "
+        "variable: `UNDERSTUDY_` and the\nkey in capitals, levels joined by `__`, such as "
+        "`UNDERSTUDY_LISTEN__PORT=9000`; lists are given as\nJSON. Secrets are never in the file: "
+        "keys that end in `_env` name the variable that holds them.\nRelative paths start at the "
+        "file's folder.",
+        tables.settings,
+    ),
+    "http.md": (
+        "# HTTP reference\n\n`POST /v1/chat/completions` (JSON and SSE), `GET /v1/models`, "
+        "`GET /v1/models/{id}`, `GET /healthz`\n(the process is up), `GET /readyz` (it can serve), "
+        "`GET /metrics` (Prometheus).\n\nThe `model` of a request is a task's name, "
+        "`task:teacher`, `task:student`, a model name that a task\nclaims (`match`), or, with "
+        "`default.passthrough`, any other. Every error is OpenAI's object\n`{\"error\": {\"message\", "
+        "\"type\", \"param\", \"code\"}}`.",
+        lambda: "\n\n".join(
+            ["## Headers\n\n" + tables.headers(), "## Reasons\n\n" + tables.reasons(),
+             "## Errors\n\n" + tables.errors()]
+        ),
+    ),
+    "metrics.md": ("# Metrics\n\nAll labels are bounded; none holds a user, a key or text.", tables.metrics),
+    "cli.md": ("# Commands", tables.commands),
+}  # fmt: skip
+
+
+def page(name: str) -> str:
+    """The whole text of a page."""
+    intro, body = PAGES[name]
+    return f"{intro}\n\n{body()}\n"
+
+
+def main() -> int:
+    """Write the pages, or with ``--check`` name those that are out of date."""
+    stale = []
+    for name in PAGES:
+        text = page(name)
+        path = FOLDER / name
+        if not path.exists() or path.read_text() != text:
+            stale.append(name)
+            if "--check" not in sys.argv:
+                path.write_text(text)
+    if "--check" in sys.argv and stale:
+        print("out of date, run 'python -m deploy.docs':", ", ".join(stale), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

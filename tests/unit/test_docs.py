@@ -1,0 +1,64 @@
+"""A setting, metric, header, command, reason or error that is not documented fails here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from deploy.docs import tables
+from deploy.docs.__main__ import FOLDER, PAGES, page
+from gateway.errors import CODES
+from gateway.settings import Config
+from gateway.verdict import Reason
+from tests.fakes.rig import ROOT
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_pages_are_those_that_the_code_gives(name: str) -> None:
+    assert (FOLDER / name).read_text() == page(name), "run: python -m deploy.docs"
+
+
+def test_every_setting_has_a_meaning() -> None:
+    rows = list(tables._settings(Config, ""))
+    assert len(rows) > 45
+    assert not [row[0] for row in rows if not row[3]]
+
+
+def test_every_reason_and_code_is_explained() -> None:
+    assert set(tables.REASONS) == set(Reason)
+    assert all(info.meaning for info in CODES.values())
+
+
+def test_every_header_that_the_code_reads_or_writes_is_documented() -> None:
+    known = {*tables.REQUEST_HEADERS, *tables.RESPONSE_HEADERS}
+    for path in (ROOT / "gateway").rglob("*.py"):
+        used = re.findall(r'"(x-[a-z-]+)"', path.read_text())
+        assert not set(used) - known, path
+
+
+def test_every_metric_and_command_is_told_apart() -> None:
+    assert all(family.documentation for family in tables.families())
+    assert len({name for name, _ in tables.all_commands()}) >= 9
+    for name, command in tables.all_commands():
+        assert command.help, name
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                assert parameter.help, (name, parameter.name)
+
+
+def test_links_in_the_pages_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "deploy").rglob("*.md"), *(ROOT / "tests").rglob("*.md")]
+    for path in pages:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), (path, target)
+
+
+def test_no_path_of_a_machine_is_in_the_project() -> None:
+    home = str(Path.home())
+    for path in [*(ROOT / "deploy").rglob("*"), *(ROOT / "tests/data").rglob("*")]:
+        if path.suffix in {".md", ".json", ".yaml", ".py", ".lock", ".txt"}:
+            text = path.read_text()
+            assert home not in text, path
+            assert str(ROOT) not in text, path
