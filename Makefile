@@ -29,7 +29,7 @@ env: .venv/.ready  ## The gateway's environment; installs .venv/bin/understudy
 
 student-env: $(STUDENT)/.ready  ## vLLM and training, in an environment of their own (3 GB)
 
-$(STUDENT)/.ready: .venv/.ready $(LOCKS)/student.lock
+$(STUDENT)/.ready: $(LOCKS)/student.lock | .venv/.ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  || { echo "make: the CPU build of vLLM needs Python 3.11; set PYTHON=python3.11"; exit 1; }
 	@echo "installing vLLM and torch (3 GB, a few minutes the first time) ..."
