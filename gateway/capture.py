@@ -102,35 +102,29 @@ class Capture:
 
     def _commit(self, jobs: list[_Job]) -> None:
         started = time.perf_counter()
-        exchanges = [job.exchange for job in jobs if job.exchange is not None]
-        stored = self._attempt(lambda: self._store.put(exchanges)) if exchanges else True
-        if not stored and len(exchanges) > 1:
+        exchanges = [job for job in jobs if job.exchange is not None]
+        stored = self._store_all(exchanges)
+        for job in exchanges:
             # One bad row must not cost its neighbours their place on disk.
-            for job in jobs:
-                if job.exchange is not None:
-                    single = job.exchange
-                    job.done(self._attempt(lambda single=single: self._store.put([single])))  # type: ignore[misc]
-        else:
-            for job in jobs:
-                if job.exchange is not None:
-                    self._count(stored)
-                    job.done(stored)
+            alone = stored or (len(exchanges) > 1 and self._store_all([job]))
+            self._metrics.records.labels("stored" if alone else "lost").inc()
+            job.done(alone)
         for job in jobs:
             if job.write is not None:
-                write = job.write
-                job.done(self._attempt(lambda write=write: write(self._store)))  # type: ignore[misc]
+                job.done(self._attempt(job.write))
         self._metrics.commit_seconds.observe(time.perf_counter() - started)
 
-    def _attempt(self, write: Callable[[], None]) -> bool:
+    def _store_all(self, jobs: list[_Job]) -> bool:
+        rows = [job.exchange for job in jobs if job.exchange is not None]
+        return self._attempt(lambda store: store.put(rows)) if rows else True
+
+    def _attempt(self, write: Callable[[SqliteStore], None]) -> bool:
         try:
-            write()
+            write(self._store)
         except (StoreError, TypeError, ValueError) as error:
             log("capture_failed", error=str(error))
             return False
         return True
-
-    def _count(self, stored: bool) -> None:
-        self._metrics.records.labels("stored" if stored else "lost").inc()
 
 
 def _resolve(future: asyncio.Future[bool], stored: bool) -> None:

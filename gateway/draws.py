@@ -26,8 +26,10 @@ from gateway.teacher_side import completion
 from gateway.upstream import UpstreamError, monotonic
 from router.comparator import comparator
 
-TRIES = 5
+GIVE_UP_S = 86_400.0
+"""A draw without its second answer after a day has failed; an audit counts it as a disagreement."""
 IDLE_S = 5.0
+LONGEST_PAUSE_S = 60.0
 BATCH = 16
 
 
@@ -56,29 +58,33 @@ class DrawWorker:
                     continue
 
     async def _work(self, job: PendingDraw) -> None:
-        task = self.tasks.get(job.task)
-        answer = await self._second(task, job) if task is not None else None
-        tries = job.tries + 1
-        state = DrawState.DONE
-        if answer is None:
-            state = DrawState.FAILED if tries >= TRIES or task is None else DrawState.PENDING
-        agrees = self._agree(task, job, answer) if task is not None and answer else None
-        draw = Draw(0.0, job.wants, state, tries, answer, agrees)
-        await self.books.capture.finish_draw(job.exchange_id, draw, time.time())
-        if state is not DrawState.PENDING:
-            outcome = "failed" if agrees is None else "agree" if agrees else "disagree"
-            self.books.metrics.draws.labels(job.task, outcome).inc()
+        draw = await self._second(job)
+        if not await self.books.capture.finish_draw(job.exchange_id, draw, time.time()):
+            await self.sleep(IDLE_S)  # the disk is full: asking again would only cost money
+        elif draw.state is DrawState.PENDING:
+            await self.sleep(min(2.0**draw.tries, LONGEST_PAUSE_S))
         else:
-            await self.sleep(min(2.0**tries, 30.0))
+            outcome = "failed" if draw.agrees is None else "agree" if draw.agrees else "disagree"
+            self.books.metrics.draws.labels(job.task, outcome).inc()
 
-    async def _second(self, task: TaskRuntime, job: PendingDraw) -> Mapping[str, Any] | None:
+    async def _second(self, job: PendingDraw) -> Draw:
+        """Ask the other side; an outage leaves the draw pending until it is too old."""
+        task, tries = self.tasks.get(job.task), job.tries + 1
+        state = DrawState.FAILED if time.time() - job.created_at > GIVE_UP_S else DrawState.PENDING
+        answer: Mapping[str, Any] | None = None
         try:
-            if job.wants == "teacher":
-                return await self._teacher(task, job)
-            return await self._student(task, job)
-        except (TeacherDown, StudentFault, UpstreamError, GatewayError, TimeoutError) as error:
+            if task is not None:
+                ask = self._teacher if job.wants == "teacher" else self._student
+                answer = await ask(task, job)
+        except GatewayError as error:  # the teacher refuses this request, and always will
+            log("draw_refused", id=job.exchange_id, error=str(error))
+            state = DrawState.FAILED
+        except (TeacherDown, StudentFault, UpstreamError, TimeoutError) as error:
             log("draw_failed", id=job.exchange_id, wants=job.wants, error=str(error))
-            return None
+        if task is None or answer is None:
+            failed = DrawState.FAILED if task is None else state
+            return Draw(0.0, job.wants, failed, tries)
+        return Draw(0.0, job.wants, DrawState.DONE, tries, answer, self._agree(task, job, answer))
 
     async def _teacher(self, task: TaskRuntime, job: PendingDraw) -> Mapping[str, Any] | None:
         request = parse_chat(orjson.dumps({**job.request, "stream": False, "stream_options": None}))

@@ -42,7 +42,8 @@ class Flow:
         try:
             return await self._answer(turn)
         except GatewayError as error:
-            await self.books.failed(turn, error)
+            stored = await self.books.failed(turn, error)
+            error.headers["x-understudy-captured"] = "yes" if stored else "no"
             raise
         except asyncio.CancelledError:
             self.books.gone(turn)

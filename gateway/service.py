@@ -112,10 +112,8 @@ class Service:
         return Turn(new_id(), time.time(), started, principal, task, chat, wishes)
 
     def models(self, authorization: str | None) -> dict[str, Any]:
-        """``GET /v1/models``: the tasks that a key may use."""
-        principal = self._keyring.principal(authorization)
-        names = [t.name for t in self.tasks if principal.may_use(t.name)]
-        return {"object": "list", "data": [_model(name) for name in names]}
+        """``GET /v1/models``: what a key may ask for."""
+        return {"object": "list", "data": [_model(n) for n in self._names(authorization)]}
 
     def model(self, authorization: str | None, name: str) -> dict[str, Any]:
         """``GET /v1/models/{id}``.
@@ -123,11 +121,17 @@ class Service:
         Raises:
             GatewayError: ``model_not_found``.
         """
-        principal = self._keyring.principal(authorization)
-        task = self.tasks.get(name.partition(":")[0])
-        if task is None or not principal.may_use(task.name):
+        known = self._names(authorization)
+        if name.removesuffix(":teacher").removesuffix(":student") not in known:
             raise GatewayError("model_not_found", f"The model '{name}' does not exist.")
         return _model(name)
+
+    def _names(self, authorization: str | None) -> list[str]:
+        """Tasks, then the model names that they claim."""
+        principal = self._keyring.principal(authorization)
+        tasks = [task for task in self.tasks if principal.may_use(task.name)]
+        claims = (task.settings.match.models for task in tasks if task.settings.match)
+        return [*(task.name for task in tasks), *(name for models in claims for name in models)]
 
     async def problems(self) -> list[str]:
         """What keeps this process from serving."""

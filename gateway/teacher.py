@@ -109,6 +109,10 @@ class TeacherCall:
         except UpstreamError as error:
             settled = True
             return self._failed(error.kind, None, started, self._unavailable(str(error)))
+        except asyncio.CancelledError:
+            # Given up for a faster student or by the client: it may have been paid for.
+            self.note(self.record("abandoned", None, started))
+            raise
         finally:
             if not settled:
                 upstream.breaker.abandoned()

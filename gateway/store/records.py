@@ -111,6 +111,7 @@ class PendingDraw:
     task: str
     wants: str
     tries: int
+    created_at: float
     request: Mapping[str, Any]
     answer: Mapping[str, Any] | None
 

@@ -152,12 +152,13 @@ class SqliteStore:
     def pending_draws(self, limit: int) -> list[PendingDraw]:
         """The oldest draws that wait for their second answer."""
         rows = self._db.execute(
-            "SELECT d.exchange_id, d.task, d.wants, d.tries, e.request, e.answer FROM draws d "
+            "SELECT d.exchange_id, d.task, d.wants, d.tries, e.created_at, e.request, e.answer "
+            "FROM draws d "
             "JOIN exchanges e ON e.id = d.exchange_id WHERE d.state='pending' "
             "ORDER BY d.updated_at LIMIT ?",
             (limit,),
         )
-        return [PendingDraw(r[0], r[1], r[2], r[3], orjson.loads(r[4]), _load(r[5])) for r in rows]
+        return [PendingDraw(*row[:5], request=_load(row[5]), answer=_load(row[6])) for row in rows]
 
     def read(self, which: Filter) -> Iterator[Exchange]:
         """Exchanges by time, one after another: memory does not grow with the store."""

@@ -164,9 +164,7 @@ def main() -> None:
 
 def report(rounds: dict[str, list[Round]]) -> None:
     """Medians over rounds; the ratio to nginx is the median of the paired ratios."""
-    print(
-        f"{'side':30} {'CPU us/request':>15} {'x nginx':>8} {'req/s':>7} {'p50 ms':>7} {'p99 ms':>7}"
-    )
+    print(f"{'side':30} {'CPU us':>15} {'x nginx':>8} {'req/s':>7} {'p50 ms':>7} {'p99 ms':>7}")
     result = {}
     for name, values in rounds.items():
         ratios = [v.cpu_us / n.cpu_us for v, n in zip(values, rounds["nginx"], strict=True)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.answers import refuses, teacher_says
 from tests.fakes.rig import FAR, IN_DOMAIN, Rig, rig
 
 
@@ -50,12 +53,31 @@ async def test_one_row_that_cannot_be_stored_does_not_take_its_neighbours(tmp_pa
         await r.ask()
         good = r.stored()[0]
         capture = r.service.flow.books.capture
-        from dataclasses import replace
-
         bad = replace(good, id="bad", request={"x": {1, 2}})
-        results = [capture.put(replace(good, id=f"n{i}")) for i in range(3)]
-        import asyncio
-
-        stored = await asyncio.gather(capture.put(bad), *results)
+        rows = [bad, *(replace(good, id=f"n{number}") for number in range(3))]
+        stored = await asyncio.gather(*(capture.put(row) for row in rows))
         assert stored == [False, True, True, True]
         assert {e.id for e in r.stored()} == {good.id, "n0", "n1", "n2"}
+
+
+async def test_an_error_that_cannot_be_stored_says_so_too(tmp_path: Path) -> None:
+    async with rig(tmp_path, teacher={"retries": 0}) as r:
+        r.teacher.handler = refuses
+        assert (await r.ask(FAR)).headers["x-understudy-captured"] == "yes"
+        fill_up(r)
+        told = [
+            (await r.ask(FAR, metadata={"pad": "x" * 9000})).headers["x-understudy-captured"]
+            for _ in range(4)
+        ]
+        assert told[-1] == "no"
+
+
+async def test_a_draw_that_cannot_be_finished_is_not_asked_for_in_a_hurry(tmp_path: Path) -> None:
+    async with rig(tmp_path, risk={"draw_rate": 1.0}, teacher={"retries": 0}) as r:
+        r.teacher.handler = refuses
+        await r.ask()
+        await asyncio.sleep(0.1)
+        fill_up(r)
+        r.teacher.handler = teacher_says("y" * 20_000)
+        await asyncio.sleep(2.5)
+        assert len(r.teacher.requests) <= 3

@@ -69,7 +69,8 @@ async def test_models_and_paths(tmp_path: Path) -> None:
         check(await r.client.post("/v1/embeddings"), 404, "unknown_path")
         check(await r.client.get("/"), 404, "unknown_path")
         check(await r.client.get("/v1/chat/completions"), 405, "method_not_allowed")
-        assert (await r.client.get("/v1/models/banking-intents")).json()["id"] == "banking-intents"
+        for name in ("banking-intents", "banking-intents:teacher", "gpt-4o-mini"):
+            assert (await r.client.get(f"/v1/models/{name}")).json()["id"] == name
 
 
 async def test_a_claimed_model_is_judged_and_answers_under_its_own_name(tmp_path: Path) -> None:

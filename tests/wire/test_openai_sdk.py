@@ -58,7 +58,11 @@ async def test_sync(tmp_path: Path, text: str, answer: str, by: str) -> None:
             )
 
     async with rig(tmp_path) as r:
-        assert await asyncio.to_thread(ask, r.url) == (answer, answer, ["banking-intents"])
+        assert await asyncio.to_thread(ask, r.url) == (
+            answer,
+            answer,
+            ["banking-intents", "gpt-4o-mini"],
+        )
 
 
 async def test_errors_are_the_sdk_s_own_classes(tmp_path: Path) -> None:
