@@ -158,7 +158,10 @@ class SqliteStore:
             "ORDER BY d.updated_at LIMIT ?",
             (limit,),
         )
-        return [PendingDraw(*row[:5], request=_load(row[5]), answer=_load(row[6])) for row in rows]
+        return [
+            PendingDraw(id_, task, wants, tries, created_at, _load(request), _load(answer))
+            for id_, task, wants, tries, created_at, request, answer in rows
+        ]
 
     def read(self, which: Filter) -> Iterator[Exchange]:
         """Exchanges by time, one after another: memory does not grow with the store."""
