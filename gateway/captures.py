@@ -56,7 +56,9 @@ def list_command(
         for row in rows:
             typer.echo(json.dumps(_summary(row)))
     else:
-        Console().print(_table(rows))
+        console = Console()
+        console.width = max(console.width, 160) if not console.is_terminal else console.width
+        console.print(_table(rows))
 
 
 @app.command()
@@ -176,7 +178,9 @@ def _summary(row: Exchange) -> dict[str, Any]:
 
 
 def _table(rows: list[Exchange]) -> Table:
-    table = Table("id", "time", "task", "served by", "reason", "score", "prompt", "answer")
+    table = Table(box=None)
+    for name in ("id", "time", "task", "served by", "reason", "score", "prompt", "answer"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
     for row in rows:
         when = time.strftime("%H:%M:%S", time.localtime(row.created_at))
         score = "" if row.score is None else f"{row.score:.3f}"

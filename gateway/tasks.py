@@ -84,8 +84,8 @@ class Tasks:
         Raises:
             GatewayError: ``model_not_found``.
         """
-        name, _, side = model.partition(":")
-        if name in self._tasks and side in {"", "teacher", "student"}:
+        name, colon, side = model.partition(":")
+        if name in self._tasks and (not colon or side in {"teacher", "student"}):
             return self._tasks[name], side or None
         for task in self._tasks.values():
             if _claims(task.settings, model, principal, messages):

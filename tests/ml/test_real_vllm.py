@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 from deploy.demo.task import SEED, Utterance, messages, traffic
 from gateway.store.records import DrawState, Status
 from gateway.verdict import Reason
+from router.rows import read_rows, write_rows
 from tests.fakes.rig import ROOT, Rig, rig
 from tests.ml.conftest import Vllm
 
@@ -115,6 +118,34 @@ async def test_an_adapter_that_is_not_loaded_is_rescued(tmp_path: Path, vllm: Vl
         response = await r.ask()
         assert response.headers["x-understudy-reason"] == Reason.STUDENT_ERROR
         assert r.stored()[0].attempts[0].outcome == "http_404"
+
+
+async def test_fit_asks_the_student_for_what_the_rows_lack(tmp_path: Path, vllm: Vllm) -> None:
+    """``router fit --student``; with 80 rows the certificate says how many are missing."""
+    names = {"train": (0, 600), "combine": (600, 640), "calibrate": (640, 680)}
+    rows = read_rows(ROOT / "tests/data/banking-intents/train.jsonl.gz")
+    outside = read_rows(CLINC150 / "oos_val.jsonl.gz")
+    for number, (name, (start, stop)) in enumerate(names.items()):
+        chosen = rows[start:stop] + (outside[number * 9 : number * 9 + 9] if number else [])
+        write_rows(
+            tmp_path / f"{name}.jsonl",
+            ({"text": row.text, "label": row.completion} for row in chosen),
+        )
+    files = [part for name in names for part in (f"--{name}", str(tmp_path / f"{name}.jsonl"))]
+    command = [
+        sys.executable, "-m", "gateway.cli", "router", "fit", "--task", "banking-intents", *files,
+        "--student", vllm.settings.url, "--student-model", "banking-intents@v1",
+        "--out", str(tmp_path / "v1"),
+    ]  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    result = json.loads(out.splitlines()[-1])
+    assert result["status"] == "none"
+    assert result["missing"] > 0
+    assert result["mix"] == {"in_domain": 40, "out_of_domain": 9}
 
 
 async def test_vllm_killed_under_traffic_loses_no_request(tmp_path: Path, vllm: Vllm) -> None:
