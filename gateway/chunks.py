@@ -29,7 +29,8 @@ class Assembler:
 
     def feed(self, chunk: Mapping[str, Any]) -> None:
         """Take one chunk."""
-        self.usage = chunk.get("usage") or self.usage
+        usage = chunk.get("usage")
+        self.usage = usage if isinstance(usage, Mapping) else self.usage
         self.fingerprint = chunk.get("system_fingerprint") or self.fingerprint
         self.upstream_model = chunk.get("model") or self.upstream_model
         for raw in chunk.get("choices") or ():
@@ -155,6 +156,12 @@ class Relay:
         if self.strict:
             choice["logprobs"] = trimmed(raw.get("logprobs"), self.logprobs)
         return choice
+
+
+def usage_tokens(usage: Any, name: str) -> int:
+    """A count from a usage object; 0 where the upstream sends something else."""
+    value = usage.get(name) if isinstance(usage, Mapping) else None
+    return value if isinstance(value, int) and 0 <= value < 1 << 53 else 0
 
 
 def trimmed(logprobs: Mapping[str, Any] | None, alternatives: int | None) -> dict[str, Any] | None:

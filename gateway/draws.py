@@ -13,8 +13,6 @@ import orjson
 
 from gateway.books import Books
 from gateway.errors import GatewayError
-from gateway.events import End
-from gateway.gate import Gate
 from gateway.logs import log
 from gateway.schema import parse_chat
 from gateway.store.records import Draw, DrawState, PendingDraw
@@ -25,6 +23,7 @@ from gateway.teacher import TeacherCall, TeacherDown, teacher_body
 from gateway.teacher_side import completion
 from gateway.upstream import UpstreamError, monotonic
 from router.comparator import comparator
+from router.confidence import TOP_LOGPROBS
 
 GIVE_UP_S = 86_400.0
 """A draw without its second answer after a day has failed; an audit counts it as a disagreement."""
@@ -112,7 +111,6 @@ class DrawWorker:
         settings = task.student.settings
         request = parse_chat(orjson.dumps(job.request))
         body = student_body(request, settings, task.judge.profile)
-        gate = Gate(task.judge.gate_tokens, "all")
         answer = await ask_student(
             self.session,
             upstream,
@@ -123,14 +121,11 @@ class DrawWorker:
         )
         try:
             async with asyncio.timeout(settings.timeout_s):
-                while not isinstance(event := await answer.events.next(), End):
-                    gate.feed(event)
+                await answer.until_ended()
         finally:
             answer.response.close()
-        if not gate.answer.choices:
-            return None
         head = {"id": f"chatcmpl-{job.exchange_id}", "created": 0, "model": settings.model}
-        return gate.answer.completion(head, 5)
+        return answer.gate.answer.completion(head, TOP_LOGPROBS)
 
     @staticmethod
     def _agree(task: TaskRuntime, job: PendingDraw, answer: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.schema import ChatRequest
-from gateway.settings import Student
+from gateway.settings import Student, Task
 from router.judge import DecodeProfile
 
 BYTES_PER_TOKEN = 3
@@ -26,7 +26,7 @@ _NEUTRAL: Mapping[str, Any] = {
 }
 
 
-def unsupported(request: ChatRequest, student: Student, profile: DecodeProfile) -> str | None:
+def unsupported(request: ChatRequest, task: Task, profile: DecodeProfile) -> str | None:
     """The first feature that rules the student out, or None."""
     body = request.body
     if not request.text_only:
@@ -45,9 +45,9 @@ def unsupported(request: ChatRequest, student: Student, profile: DecodeProfile) 
         return "tool messages"
     if any(m.get("tool_calls") for m in body["messages"]):
         return "tool calls"
-    if _too_long(request, student):
+    if task.student is None or _too_long(request, task.student):
         return "prompt longer than the student's context"
-    return None if student.pin_sampling else _outside(request, profile)
+    return None if task.pin_sampling else _outside(request, profile)
 
 
 def _too_long(request: ChatRequest, student: Student) -> bool:

@@ -10,13 +10,12 @@ from typing import Any
 
 from gateway.eligibility import unsupported
 from gateway.errors import ConfigError
-from gateway.events import End
 from gateway.gate import Gate
 from gateway.judging import gate_closed
 from gateway.schema import ChatRequest, parse_chat
 from gateway.settings import Config, Task
 from gateway.student import StudentFault, ask_student, student_body
-from gateway.upstream import Upstream, UpstreamError, open_session
+from gateway.upstream import Upstream, open_session
 from gateway.verdict import Reason, ServedBy
 from router.encoder import load_encoder
 from router.judge import Judge, Prejudgement
@@ -67,7 +66,7 @@ def _reason_before(case: _Case, system: str | None) -> Reason | None:
     settings, judge = case.settings, case.judge
     if settings.student is None:
         return Reason.NO_STUDENT
-    if unsupported(case.request, settings.student, judge.profile):
+    if unsupported(case.request, settings, judge.profile):
         return Reason.UNSUPPORTED_FEATURE
     if system is not None and not case.pre.known_template:
         return Reason.NEW_TEMPLATE
@@ -83,7 +82,6 @@ async def _student(case: _Case) -> tuple[Gate | None, str | None]:
     assert settings is not None
     upstream = Upstream("student", settings.base_urls[0], None)
     body = student_body(case.request, settings, case.judge.profile)
-    gate = Gate(case.judge.gate_tokens, "all")
     try:
         async with open_session() as session:
             answer = await ask_student(
@@ -95,11 +93,10 @@ async def _student(case: _Case) -> tuple[Gate | None, str | None]:
                 timeout_s=settings.timeout_s,
             )
             with contextlib.closing(answer.response):
-                while not isinstance(event := await answer.events.next(), End):
-                    gate.feed(event)
-    except (StudentFault, UpstreamError) as error:
-        return None, f"the student was not asked: {error}"
-    return gate, None
+                await answer.until_ended()
+    except StudentFault as fault:
+        return None, f"the student gave no answer: {fault}"
+    return answer.gate, None
 
 
 def _result(

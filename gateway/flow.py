@@ -76,7 +76,7 @@ class Flow:
         task, judge = turn.task, turn.task.judge
         if task.student is None or judge is None:
             return Reason.NO_STUDENT, None
-        if unsupported(turn.request, task.student.settings, judge.profile):
+        if unsupported(turn.request, task.settings, judge.profile):
             return Reason.UNSUPPORTED_FEATURE, None
         if turn.wishes.route is Route.JUDGED:
             self._draw(turn)

@@ -91,10 +91,6 @@ class Student(Section):
     price_per_hour: NonNegative = Field(0.0, description="USD per hour of all replicas together.")
     timeout_s: Positive = Field(10.0, description="Seconds for the gated answer; then the teacher.")
     context_tokens: int = Field(2048, ge=1, description="Context window; longer prompts go on.")
-    pin_sampling: bool = Field(
-        False,
-        description="Decode with the certificate's profile whatever sampling the client asks for.",
-    )
 
 
 class Router(Section):
@@ -144,6 +140,10 @@ class Task(Section):
     student: Student | None = Field(None, description="The distilled model, if there is one.")
     router: Router | None = Field(None, description="The judge; needed to serve a student.")
     risk: Risk = Field(Risk(), description="The risk budget.")
+    pin_sampling: bool = Field(
+        False,
+        description="Student decodes with the certificate's profile whatever the client asks for.",
+    )
     on_teacher_down: Literal["error", "student"] = Field(
         "error", description="Whether the student may stand in for a dead teacher."
     )

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import aiohttp
 import orjson
 
+from gateway.chunks import usage_tokens
 from gateway.events import End, Event, Events
 from gateway.gate import Gate, Signal
 from gateway.schema import ChatRequest
 from gateway.settings import Student
 from gateway.store.records import Attempt
-from gateway.upstream import Timeouts, Upstream, UpstreamError, UpstreamResponse, monotonic
+from gateway.upstream import (
+    MALFORMED,
+    Timeouts,
+    Upstream,
+    UpstreamError,
+    UpstreamResponse,
+    monotonic,
+)
 from router.confidence import TOP_LOGPROBS, Prefix
 from router.judge import DecodeProfile
 
@@ -78,6 +86,15 @@ class StudentAnswer:
         while not self.gate.released:
             await self._step(judge)
 
+    async def until_ended(self) -> None:
+        """Read the whole answer, unjudged.
+
+        Raises:
+            StudentFault: there is none, or it was cut or not complete.
+        """
+        while not self.gate.ended:
+            await self._step(None)
+
     async def next(self) -> dict[str, Any] | None:
         """The next chunk after release; None after the last.
 
@@ -96,7 +113,7 @@ class StudentAnswer:
         if isinstance(event, End):
             signals = self.gate.end(clean=event is End.DONE)
         else:
-            signals = self.gate.feed(event)
+            signals = self._fed(event)
             self.held.append(dict(event))
         for signal in signals:
             if signal is Signal.FAULT:
@@ -105,6 +122,12 @@ class StudentAnswer:
                 if not judge(self.gate.prefix):
                     raise NotConfident
                 self.gate.accept()
+
+    def _fed(self, event: Mapping[str, Any]) -> list[Signal]:
+        try:
+            return self.gate.feed(event)
+        except MALFORMED as error:
+            raise StudentFault("malformed") from error
 
     async def _event(self) -> Event:
         if self.gate.answer.finished:
@@ -119,8 +142,8 @@ class StudentAnswer:
             "student",
             outcome,
             self.response.status,
-            int(usage.get("prompt_tokens") or 0),
-            int(usage.get("completion_tokens") or len(self.gate.tokens)),
+            usage_tokens(usage, "prompt_tokens"),
+            usage_tokens(usage, "completion_tokens") or len(self.gate.tokens),
             0.0,
             round((now - self.started) * 1000, 3),
         )

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from gateway.chunks import usage_tokens
 from gateway.errors import GatewayError
 from gateway.events import Events
 from gateway.schema import ChatRequest
@@ -108,7 +109,7 @@ class TeacherCall:
             settled = True
         except UpstreamError as error:
             settled = True
-            return self._failed(error.kind, None, started, self._unavailable(str(error)))
+            return self._failed(error.kind, None, started, self._explained(error))
         except asyncio.CancelledError:
             # Given up for a faster student or by the client: it may have been paid for.
             self.note(self.record("abandoned", None, started))
@@ -175,8 +176,8 @@ class TeacherCall:
         usage: Mapping[str, Any] | None = None,
     ) -> Attempt:
         """The record of one attempt, priced by its usage."""
-        prompt = int((usage or {}).get("prompt_tokens") or 0)
-        completion = int((usage or {}).get("completion_tokens") or 0)
+        prompt = usage_tokens(usage, "prompt_tokens")
+        completion = usage_tokens(usage, "completion_tokens")
         return Attempt(
             self.runtime.upstream.name,
             "teacher",
@@ -194,6 +195,15 @@ class TeacherCall:
         if asked.replace(".", "", 1).isdigit():
             wait = max(wait, float(asked))
         return min(wait, LONGEST_WAIT_S)
+
+    def _explained(self, error: UpstreamError) -> GatewayError:
+        if error.kind != "malformed":
+            return self._unavailable(str(error))
+        return GatewayError(
+            "teacher_error",
+            f"The teacher's stream began with something else: {error}.",
+            headers=_FINAL,
+        )
 
     def _unavailable(self, why: str) -> GatewayError:
         return GatewayError(

@@ -18,7 +18,7 @@ from gateway.events import End, Events
 from gateway.student import CLOSING_S
 from gateway.teacher import OpenTeacher, TeacherCall, teacher_body
 from gateway.turn import Reply, Turn
-from gateway.upstream import UpstreamError, monotonic
+from gateway.upstream import MALFORMED, UpstreamError, monotonic
 from gateway.verdict import Reason, ServedBy
 
 
@@ -58,7 +58,8 @@ class TeacherSide:
         return await self._whole(turn, call, opened)
 
     async def _whole(self, turn: Turn, call: TeacherCall, opened: OpenTeacher) -> Reply:
-        outcome, body = "abandoned", None
+        outcome: str = "abandoned"
+        body: dict[str, Any] | None = None
         try:
             async with asyncio.timeout(call.settings.total_timeout_s):
                 body = completion(await opened.response.read())
@@ -90,9 +91,7 @@ class TeacherSide:
         deadline = opened.started + call.settings.total_timeout_s
         try:
             while not isinstance(event, End):
-                _check(event)
-                whole.feed(event)
-                if part := out.take(event):
+                if part := _taken(event, whole, out):
                     yield part
                 event = await _next(opened.events, whole, deadline)
             if not whole.finished:
@@ -145,15 +144,20 @@ def completion(raw: bytes) -> dict[str, Any] | None:
     return body if whole else None
 
 
-def _check(event: Mapping[str, Any]) -> None:
-    """An error seen makes a later [DONE] void."""
+def _taken(event: Mapping[str, Any], whole: Assembler, out: ClientStream) -> bytes:
+    """Merge one chunk and give what may go out of it.
+
+    Raises:
+        UpstreamError: ``in_band_error`` (an error seen makes a later [DONE] void) or
+            ``malformed``.
+    """
     if event.get("error") is not None:
         raise UpstreamError("in_band_error", "the teacher reported an error")
-    choices = event.get("choices")
-    if choices is not None and not (
-        isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
-    ):
-        raise UpstreamError("malformed", "a chunk's choices are not objects")
+    try:
+        whole.feed(event)
+        return out.take(event)
+    except MALFORMED as error:
+        raise UpstreamError("malformed", "a chunk has another shape than the API's") from error
 
 
 async def _next(events: Events, whole: Assembler, deadline: float) -> Mapping[str, Any] | End:

@@ -19,8 +19,13 @@ from gateway.breaker import Breaker
 _JSON = "application/json"
 
 
+MALFORMED = (TypeError, ValueError, KeyError, AttributeError, OverflowError)
+"""What reading JSON of another shape than the API's raises."""
+
+
 class UpstreamError(Exception):
-    """A call failed. ``kind`` is ``connect``, ``timeout``, ``cut`` or ``too_large``."""
+    """A call failed. ``kind`` is ``connect``, ``timeout``, ``cut``, ``too_large`` or
+    ``malformed``."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

@@ -172,10 +172,18 @@ def _tokens(tokens: Sequence[Any], tops: Sequence[Any]) -> Iterator[TokenLogprob
         values = tuple(_alternative(item) for item in alternatives)
         if isinstance(raw, str):
             # Plain token strings: greedy decoding chose the likeliest alternative.
-            own = top.get(raw) if isinstance(top, dict) else None
-            yield TokenLogprob(raw, float(own if own is not None else max(values)), values)
+            own = _own(raw, top)
+            yield TokenLogprob(raw, max(values) if own is None else own, values)
         else:
             yield TokenLogprob(str(raw["token"]), float(raw["logprob"]), values)
+
+
+def _own(token: str, top: Any) -> float | None:
+    """The chosen token's log-probability, where the alternatives carry their texts."""
+    if isinstance(top, dict):
+        return float(top[token]) if token in top else None
+    named = (item for item in top if isinstance(item, dict) and item.get("token") == token)
+    return next((float(item["logprob"]) for item in named), None)
 
 
 def _alternative(item: Any) -> float:

@@ -129,7 +129,7 @@ def _run(
         return 0 if tally.failed == 0 else 1
     console.print_json(json.dumps(result))
     _invite(options, keys["UNDERSTUDY_KEY"], config_file)
-    _stay((server, teacher, gateway))
+    _stay(gateway, (server, teacher))
     return 0
 
 
@@ -209,12 +209,16 @@ Try it (Ctrl-C ends everything):
     )
 
 
-def _stay(children: tuple[Child, ...]) -> None:
-    while all(child.popen.poll() is None for child in children):
+def _stay(gateway: Child, upstreams: tuple[Child, ...]) -> None:
+    """Until Ctrl-C. An upstream may be killed to see what the gateway does then."""
+    told: set[str] = set()
+    while gateway.popen.poll() is None:
+        for child in upstreams:
+            if child.popen.poll() is not None and child.name not in told:
+                told.add(child.name)
+                console.print(f"{child.name} ended; the gateway goes on without it")
         time.sleep(0.5)
-    for child in children:
-        if child.popen.poll() is not None:
-            raise ProcessDied(f"{child.name} ended:\n{child.tail()}")
+    raise ProcessDied(f"{gateway.name} ended:\n{gateway.tail()}")
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def config_data(student: str, teacher: str, store: Path, /, **task: Any) -> dict
             "base_urls": [student],
             "model": "banking-intents@v1",
             "timeout_s": 1.0,
-            "pin_sampling": True,
         },
+        "pin_sampling": True,
         "router": {"artefact": str(ARTEFACTS / "router/v1"), "hold": "all"},
         "risk": {"draw_rate": 0.0},
     }

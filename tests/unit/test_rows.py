@@ -46,6 +46,9 @@ def test_openai_style_tokens_are_read_too(tmp_path: Path) -> None:
                "finish_reason": "stop"}  # fmt: skip
     row = one(tmp_path, {"text": "x", "label": "a", "student": student})
     assert row.student.tokens == (TokenLogprob("a", -0.2, (-0.2, -2.0)),)
+    listed = [[{"token": "b", "logprob": -0.1}, {"token": "a", "logprob": -2.5}]]
+    row = one(tmp_path, {"text": "x", "label": "a", "student": {**student, "top_logprobs": listed}})
+    assert row.student.tokens == (TokenLogprob("a", -2.5, (-0.1, -2.5)),)
 
 
 @pytest.mark.parametrize(

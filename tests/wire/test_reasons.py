@@ -100,7 +100,7 @@ async def test_what_the_student_cannot_do_goes_to_the_teacher(
 
 
 async def test_sampling_outside_the_profile_is_unsupported_unless_pinned(tmp_path: Path) -> None:
-    async with rig(tmp_path, student={"pin_sampling": False}) as r:
+    async with rig(tmp_path, pin_sampling=False) as r:
         await expect(r, "teacher", Reason.UNSUPPORTED_FEATURE)
         await expect(r, "teacher", Reason.UNSUPPORTED_FEATURE, temperature=0, max_tokens=1)
         await expect(r, "student", Reason.IN_DISTRIBUTION, temperature=0)
