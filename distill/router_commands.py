@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill.answers import StudentEndpoint, with_student_answers
+from router.data import Data
 from router.encoder import load_encoder
 from router.errors import RouterError
 from router.evaluate import Scored, evaluate
-from router.fit import Data, FitSettings, fit_artefact
+from router.fit import FitSettings, fit_artefact
 from router.judge import Judge
 from router.rows import Row, read_rows, student_json, write_rows
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from distill.digest import file_sha256, lines_sha256
+from router.folders import new_folder
 from router.rows import Row
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -51,9 +50,7 @@ def train_student(
     if out.exists():
         raise TrainingRefused(f"{out}: a student version is immutable and this one exists")
     examples = [_example(row) for row in rows]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=out.name + ".", dir=out.parent))
-    try:
+    with new_folder(out) as staging:
         started = time.monotonic()
         loss = _fit(examples, base, staging, settings)
         manifest = _manifest(name, examples, base, staging, settings)
@@ -62,10 +59,8 @@ def train_student(
             "train_seconds": round(time.monotonic() - started, 1),
         }
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        staging.chmod(0o755)
-        os.replace(staging, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        for path in staging.iterdir():
+            path.chmod(0o644)  # safetensors writes for its owner alone; vLLM may be another user
     return manifest
 
 

@@ -129,7 +129,11 @@ class Books:
         """Put a complete exchange on disk; False when it cannot be stored."""
         started = time.perf_counter()
         turn.finished = True
-        stored = await self.capture.put(turn.exchange(Status.COMPLETE, body, monotonic()))
+        try:
+            stored = await self.capture.put(turn.exchange(Status.COMPLETE, body, monotonic()))
+        except asyncio.CancelledError:  # it is stored all the same, and so it is counted
+            self.count(turn, 499)
+            raise
         self.spent(turn, "capture", started)
         if turn.drawn:
             self.wake_draws.set()

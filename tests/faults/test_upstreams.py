@@ -17,7 +17,7 @@ from tests.fakes.upstream import Received, Wire
 
 async def settled(r: Rig) -> None:
     """No upstream call is left open."""
-    for _ in range(100):
+    for _ in range(500):
         if not (r.student.open or r.teacher.open):
             return
         await asyncio.sleep(0.01)

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from deploy.demo.splits import main as write_splits
 from deploy.demo.task import INTENTS, load, make_splits, normalised, traffic
 from distill.digest import file_sha256
+from router.data import Data
 from router.encoder import load_encoder
-from router.fit import Data, FitSettings, fit_artefact
+from router.fit import FitSettings, fit_artefact
 from router.judge import Judge
 from router.rows import read_rows
 from tests.fakes.rig import ARTEFACTS, CACHE, ROOT

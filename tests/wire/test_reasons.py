@@ -186,7 +186,7 @@ async def test_a_hedge_is_won_by_whoever_commits_first(tmp_path: Path, stream: b
         await expect(r, "teacher", Reason.HEDGE_WON, stream=stream)
         await _freed(r)
         r.student.handler = student_says(ANSWER)
-        r.teacher.handler = teacher_says("teacher says", pause_s=0.8)
+        r.teacher.handler = teacher_says("teacher says", pause_s=3.0)
         await expect(r, "student", Reason.IN_DISTRIBUTION, stream=stream)
         await _freed(r)
         r.student.handler = student_says(["h"], UNSURE)
@@ -195,7 +195,7 @@ async def test_a_hedge_is_won_by_whoever_commits_first(tmp_path: Path, stream: b
 
 
 async def _freed(r: Rig) -> None:
-    for _ in range(100):
+    for _ in range(500):
         if not r.student.open and not r.teacher.open:
             return
         await asyncio.sleep(0.01)

@@ -1,0 +1,74 @@
+"""Bind each configured task to its judge and upstreams, or say why it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway.errors import ConfigError
+from gateway.judging import gate_closed
+from gateway.settings import Config, Task
+from gateway.tasks import StudentRuntime, TaskRuntime, TeacherRuntime
+from gateway.upstream import Upstream
+from router.encoder import Encoder, load_encoder
+from router.errors import RouterError
+from router.judge import Judge
+
+
+def build_tasks(config: Config, secrets: Mapping[str, str]) -> list[TaskRuntime]:
+    """Every task, its artefact loaded and checked.
+
+    Raises:
+        ConfigError: one line per artefact that cannot be used with this configuration.
+    """
+    encoder: Encoder | None = None
+    problems: list[str] = []
+    tasks = []
+    for index, settings in enumerate(config.tasks):
+        judge = None
+        if settings.router is not None:
+            try:
+                encoder = encoder or load_encoder(config.cache)
+                judge = Judge.load(settings.router.artefact, encoder)
+                _check_judge(settings, judge)
+            except (RouterError, ConfigError) as error:
+                problems.append(f"tasks[{index}].router.artefact: {error}")
+                continue
+        tasks.append(_runtime(settings, judge, secrets))
+    if problems:
+        raise ConfigError(problems)
+    return tasks
+
+
+def _check_judge(settings: Task, judge: Judge) -> None:
+    assert settings.router is not None
+    if judge.task != settings.name:
+        raise ConfigError([f"fitted for task {judge.task!r}, not {settings.name!r}"])
+    if settings.router.gate_tokens not in (None, judge.gate_tokens):
+        raise ConfigError(
+            [f"fitted over {judge.gate_tokens} gate tokens, not {settings.router.gate_tokens}"]
+        )
+    hold = settings.router.hold
+    if hold != "all" and hold < judge.gate_tokens:
+        raise ConfigError([f"hold {hold} is less than the {judge.gate_tokens} gate tokens"])
+    if settings.student and judge.student not in (None, settings.student.model):
+        raise ConfigError(
+            [f"calibrated on student {judge.student!r}, not {settings.student.model!r}"]
+        )
+
+
+def _runtime(settings: Task, judge: Judge | None, secrets: Mapping[str, str]) -> TaskRuntime:
+    teacher = settings.teacher
+    key = secrets.get(teacher.api_key_env) if teacher.api_key_env else None
+    upstream = Upstream(f"{settings.name}/teacher", teacher.base_url, key)
+    student = None
+    closed = None
+    if settings.student is not None and judge is not None:
+        replicas = [
+            Upstream(f"{settings.name}/student{number}", url, None)
+            for number, url in enumerate(settings.student.base_urls)
+        ]
+        student = StudentRuntime(settings.student, replicas)
+        risk = settings.risk
+        closed = gate_closed(judge, risk.alpha, risk.delta, risk.comparator)
+    runtime = TeacherRuntime(teacher, upstream)
+    return TaskRuntime(settings.name, settings, runtime, student, judge, closed)
