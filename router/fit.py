@@ -130,7 +130,7 @@ class _Fitter:
         return _Split(
             rows,
             scores,
-            outlier_probability(self._outlier, scores).astype(np.float64),
+            outlier_probability(self._outlier, scores),
             np.array([fingerprint(r.messages) not in known or not usable(r.student) for r in rows]),
             np.array([not self._agrees(row) for row in rows]),
         )

@@ -50,10 +50,9 @@ def fit_outlier(vectors: Floats, labels: Sequence[str] | None, seed: int) -> Log
     return Logistic().fit(np.vstack(features), out, weight, SIGNS)
 
 
-def outlier_probability(model: Logistic, scores: DistanceScores) -> Floats:
+def outlier_probability(model: Logistic, scores: DistanceScores) -> npt.NDArray[np.float64]:
     """P(out), shape (m,)."""
-    probability: Floats = model.predict_proba(scores.features()).astype(np.float64)
-    return probability
+    return model.predict_proba(scores.features()).astype(np.float64)
 
 
 def _similarity_only(vectors: Floats, seed: int) -> Logistic:

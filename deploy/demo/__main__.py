@@ -23,11 +23,11 @@ from rich.live import Live
 from deploy.demo.checks import problems
 from deploy.demo.play import Tally, play
 from deploy.demo.processes import Child, Children, ProcessDied, wait_ready
-from deploy.demo.report import live_table, money, summary
+from deploy.demo.report import live_table, money, money_so_far, summary
 from deploy.demo.task import TASK, traffic
 from deploy.demo.vllm import VllmSettings, load_adapter, start_vllm, vllm_ready
 from gateway.config_file import load_config
-from gateway.settings import Config
+from gateway.settings import Config, Task
 from gateway.store.records import Filter
 from gateway.store.sqlite import SqliteStore
 
@@ -120,7 +120,7 @@ def _run(
     load_adapter(vllm, f"{TASK}@v1", ARTEFACTS / "student/v1")
     console.print(f"ready: vLLM took {took:.0f} s; all logs are in {options.folder / 'logs'}")
     tally = Tally()
-    asyncio.run(_traffic(options, keys["UNDERSTUDY_KEY"], tally))
+    asyncio.run(_traffic(options, keys["UNDERSTUDY_KEY"], tally, config.tasks[0], rented))
     if tally.first_at is not None:
         console.print(f"first judged request {tally.first_at - started:.0f} s after the start")
     result = _result(config, tally, time.monotonic() - rented)
@@ -156,14 +156,17 @@ def _start_teacher(children: Children, options: Options, keys: dict[str, str]) -
     return children.start("teacher", command, {**keys, "PYTHONPATH": str(ROOT)})
 
 
-async def _traffic(options: Options, key: str, tally: Tally) -> None:
+async def _traffic(options: Options, key: str, tally: Tally, task: Task, rented: float) -> None:
     rows = traffic(CLINC150, options.requests)
     url = f"http://127.0.0.1:{options.gateway_port}/v1"
     async with AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=120) as client:
         with Live(console=console, refresh_per_second=4) as live:
-            await play(
-                client, rows, tally, CONCURRENCY, lambda: live.update(live_table(tally, len(rows)))
-            )
+
+            def show() -> None:
+                cost = money_so_far(tally, task, time.monotonic() - rented)
+                live.update(live_table(tally, len(rows), cost))
+
+            await play(client, rows, tally, CONCURRENCY, show)
 
 
 def _result(config: Config, tally: Tally, rented_s: float) -> dict[str, Any]:

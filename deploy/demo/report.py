@@ -31,12 +31,10 @@ class Money:
 
 def money(tally: Tally, task: Task, store: SqliteStore, student_s: float) -> Money:
     """Teacher by tokens, draws included; student by the hour its machine was rented."""
-    student = task.student
-    rent = (student.price_per_hour if student else 0.0) * student_s / 3600
     teacher = sum(a.cost_usd for e in store.read(Filter()) for a in e.attempts)
     only = sum(teacher_cost_usd(task.teacher, *s.teacher_tokens) for s in tally.seen)
     drawn = sum(_draw_cost(e.draw.answer, task) for e in store.read(Filter()) if e.draw)
-    return Money(rent + teacher + drawn, only)
+    return Money(_rent(task, student_s) + teacher + drawn, only)
 
 
 def _draw_cost(answer: Mapping[str, Any] | None, task: Task) -> float:
@@ -48,7 +46,18 @@ def _draw_cost(answer: Mapping[str, Any] | None, task: Task) -> float:
     )
 
 
-def live_table(tally: Tally, total: int) -> Table:
+def money_so_far(tally: Tally, task: Task, student_s: float) -> Money:
+    """The same while requests are still coming, from what the clients saw; without draws."""
+    costs = [(s.served_by, teacher_cost_usd(task.teacher, *s.teacher_tokens)) for s in tally.seen]
+    teacher = sum(cost for server, cost in costs if server == "teacher")
+    return Money(_rent(task, student_s) + teacher, sum(cost for _, cost in costs))
+
+
+def _rent(task: Task, seconds: float) -> float:
+    return (task.student.price_per_hour if task.student else 0.0) * seconds / 3600
+
+
+def live_table(tally: Tally, total: int, cost: Money) -> Table:
     """The split so far."""
     table = Table(title=f"{len(tally.seen)} of {total} requests judged", title_justify="left")
     for name in ("slice", "requests", "student", "teacher", "student right"):
@@ -63,7 +72,8 @@ def live_table(tally: Tally, total: int) -> Table:
     agreement = tally.agreement()
     table.caption = (
         f"{reasons}\nagreement {'-' if agreement is None else f'{agreement:.1%}'}   "
-        f"p50 student {student or '-'} ms, teacher {teacher or '-'} ms"
+        f"p50 student {student or '-'} ms, teacher {teacher or '-'} ms\n"
+        f"cost {cost.spent:.4f} USD, teacher alone {cost.teacher_only:.4f} USD"
     )
     table.caption_justify = "left"
     return table

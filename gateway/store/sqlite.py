@@ -130,7 +130,7 @@ class SqliteStore:
             for exchange in exchanges:
                 self._insert(exchange)
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, TypeError, ValueError) as error:
             self._roll_back()
             raise StoreError(f"{self.path}: {error}") from error
 
@@ -146,7 +146,7 @@ class SqliteStore:
                 "WHERE exchange_id=?",
                 (draw.state.value, draw.tries, _dump(draw.answer), draw.agrees, now, exchange_id),
             )
-        except sqlite3.Error as error:
+        except (sqlite3.Error, TypeError, ValueError) as error:
             raise StoreError(f"{self.path}: {error}") from error
 
     def pending_draws(self, limit: int) -> list[PendingDraw]:

@@ -1,0 +1,129 @@
+"""The SQLite repository: what goes in comes out, once, and a newer file is refused."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import StoreError
+from gateway.store.records import Attempt, Draw, DrawState, Exchange, Filter, Status
+from gateway.store.sqlite import SqliteStore
+
+EXCHANGE = Exchange(
+    id="a",
+    created_at=100.0,
+    task="t",
+    principal="app",
+    model="m",
+    stream=True,
+    status=Status.COMPLETE,
+    served_by="teacher",
+    reason="ood",
+    would_be_reason="ood",
+    request={"messages": [{"role": "user", "content": "héllo \u2028 \x00"}], "n": 1.5},
+    answer={"choices": []},
+    score=0.25,
+    threshold=0.5,
+    ood_score=1.0,
+    prefix={"tokens": [["a", -0.5, []]]},
+    draw_p=0.02,
+    draw=Draw(0.02, "student"),
+    attempts=(Attempt("t/teacher", "teacher", "ok", 200, 3, 4, 0.001, 12.5),),
+    overhead_ms=1.5,
+    total_ms=20.0,
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    opened = SqliteStore.open(tmp_path / "deep/x.db")
+    yield opened
+    opened.close()
+
+
+def test_a_round_trip_keeps_everything(store: SqliteStore) -> None:
+    store.put([EXCHANGE])
+    assert list(store.read(Filter())) == [EXCHANGE]
+
+
+def test_an_id_is_stored_once(store: SqliteStore) -> None:
+    store.put([EXCHANGE, EXCHANGE])
+    store.put([replace(EXCHANGE, reason="changed")])
+    assert list(store.read(Filter())) == [EXCHANGE]
+
+
+def test_a_failed_batch_stores_nothing_and_the_next_one_works(store: SqliteStore) -> None:
+    with pytest.raises(StoreError, match="not JSON serializable"):
+        store.put([EXCHANGE, replace(EXCHANGE, id="b", request={"x": {1}})])
+    store.put([replace(EXCHANGE, id="c", draw=None)])
+    assert store.ids() == {"c"}
+
+
+def test_durability_settings(store: SqliteStore) -> None:
+    db = store._db
+    assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert db.execute("PRAGMA synchronous").fetchone()[0] == 2
+
+
+def test_draws_are_worked_off_oldest_first(store: SqliteStore) -> None:
+    store.put([replace(EXCHANGE, id=str(n), created_at=float(10 - n)) for n in range(3)])
+    assert [job.exchange_id for job in store.pending_draws(2)] == ["2", "1"]
+    done = Draw(0.02, "student", DrawState.DONE, 1, {"choices": [1]}, True)
+    store.finish_draw("2", done, 200.0)
+    assert [job.exchange_id for job in store.pending_draws(9)] == ["1", "0"]
+    assert next(store.read(Filter(ids=("2",)))).draw == done
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [
+        (Filter(task="t"), ["a", "b", "c"]),
+        (Filter(task="none"), []),
+        (Filter(served_by="student"), ["b"]),
+        (Filter(reason="override"), ["c"]),
+        (Filter(fallbacks=True), ["a"]),
+        (Filter(drawn=True), ["a"]),
+        (Filter(since=101.5), ["c"]),
+        (Filter(newest_first=True, limit=2), ["c", "b"]),
+        (Filter(principal="other"), []),
+        (Filter(status="error"), []),
+        (Filter(task="' OR 1=1 --"), []),
+    ],
+)
+def test_filters(store: SqliteStore, which: Filter, expected: list[str]) -> None:
+    store.put(
+        [
+            EXCHANGE,
+            replace(EXCHANGE, id="b", created_at=101.0, served_by="student", draw=None),
+            replace(EXCHANGE, id="c", created_at=102.0, reason="override", draw=None),
+        ]
+    )
+    assert [e.id for e in store.read(which)] == expected
+    if which.limit is None:
+        assert store.count(which) == len(expected)
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    SqliteStore.open(path).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(StoreError, match="newer version"):
+        SqliteStore.open(path)
+
+
+def test_what_is_no_store_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    path.write_text("this is not a database, but long enough to be taken for one" * 20)
+    with pytest.raises(StoreError, match=r"x\.db: cannot be opened"):
+        SqliteStore.open(path)
+    with pytest.raises(StoreError, match="no such store"):
+        SqliteStore.read_only(tmp_path / "none.db")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SqliteStore.open(tmp_path / "file/x.db")
