@@ -182,6 +182,7 @@ def _manifest(
     # The path of the machine that trained is no property of the student.
     base_manifest = json.loads((base / "understudy-base.json").read_text())
     config["base_model_name_or_path"] = base_manifest["name"]
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in any order
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     template = (base / "chat_template.jinja").read_bytes()
     return {

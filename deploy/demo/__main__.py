@@ -82,7 +82,8 @@ def main() -> int:
         print(f"demo: {problem}", file=sys.stderr)
     if found:
         return 1
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     shutil.rmtree(options.folder, ignore_errors=True)
     keys = {"UNDERSTUDY_KEY": f"us-{secrets.token_hex(12)}", "TEACHER_KEY": secrets.token_hex(12)}
     try:
