@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from openai import APIError, AsyncOpenAI
-from openai.types.chat import ChatCompletion
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 
 from router.confidence import TOP_LOGPROBS
 from router.errors import FitError
@@ -67,7 +68,10 @@ async def with_student_answers(
 async def _ask(client: AsyncOpenAI, row: Row, endpoint: StudentEndpoint) -> StudentAnswer:
     completion = await client.chat.completions.create(
         model=endpoint.model,
-        messages=[{"role": m.role, "content": m.content} for m in row.messages],  # type: ignore[misc]
+        messages=cast(
+            list[ChatCompletionMessageParam],
+            [{"role": m.role, "content": m.content} for m in row.messages],
+        ),
         temperature=0.0,
         max_tokens=endpoint.max_tokens,
         logprobs=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import orjson
@@ -109,7 +109,7 @@ async def _send_whole(send: Send, reply: Reply, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_stream(send: Send, reply: Reply, body: AsyncIterator[bytes]) -> None:
+async def _send_stream(send: Send, reply: Reply, body: AsyncGenerator[bytes]) -> None:
     """The first part is pulled before the head is sent: a stream that was never begun could not
     clean up behind itself."""
     try:
@@ -121,7 +121,7 @@ async def _send_stream(send: Send, reply: Reply, body: AsyncIterator[bytes]) -> 
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
     finally:
-        await body.aclose()  # type: ignore[attr-defined]
+        await body.aclose()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ class Books:
         self.count(turn, 200)
         return Reply(200, turn.headers(captured), orjson.dumps(body))
 
-    def streamed(self, turn: Turn, body: AsyncIterator[bytes]) -> Reply:
+    def streamed(self, turn: Turn, body: AsyncGenerator[bytes]) -> Reply:
         """A reply whose end is still to be committed."""
         return Reply(200, {"cache-control": "no-cache", **turn.headers("pending")}, body)
 

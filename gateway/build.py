@@ -14,13 +14,14 @@ from router.errors import RouterError
 from router.judge import Judge
 
 
-def build_tasks(config: Config, secrets: Mapping[str, str]) -> list[TaskRuntime]:
+def build_tasks(
+    config: Config, secrets: Mapping[str, str], encoder: Encoder | None = None
+) -> list[TaskRuntime]:
     """Every task, its artefact loaded and checked.
 
     Raises:
         ConfigError: one line per artefact that cannot be used with this configuration.
     """
-    encoder: Encoder | None = None
     problems: list[str] = []
     tasks = []
     for index, settings in enumerate(config.tasks):

@@ -71,6 +71,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{path}: must be a mapping with the key 'tasks'"])
     if not all(isinstance(key, str) for key in data):
         raise ConfigError([f"{path}: every key must be a string"])
+    # pydantic-settings takes keywords with an underscore as instructions to itself.
+    private = [key for key in data if key.startswith("_")]
+    if private:
+        raise ConfigError([f"{path}: {key}: unknown key" for key in private])
     return data
 
 

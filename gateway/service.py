@@ -32,6 +32,7 @@ from gateway.teacher_side import TeacherSide
 from gateway.turn import Route, Turn
 from gateway.upstream import monotonic, open_session
 from gateway.wishes import read_wishes
+from router.encoder import Encoder
 
 
 class Service:
@@ -40,9 +41,13 @@ class Service:
     flow: Flow
 
     def __init__(
-        self, config: Config, secrets: Mapping[str, str], rng: random.Random | None = None
+        self,
+        config: Config,
+        secrets: Mapping[str, str],
+        rng: random.Random | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
-        """Load judges and keys.
+        """Load judges and keys; ``encoder`` is shared where several services live in a process.
 
         Raises:
             ConfigError: an artefact cannot be used with this configuration.
@@ -51,7 +56,7 @@ class Service:
         self.config = config
         self.metrics = Metrics()
         self._keyring = Keyring(config.keys, secrets)
-        self.tasks = Tasks(config, build_tasks(config, secrets))
+        self.tasks = Tasks(config, build_tasks(config, secrets, encoder))
         self._rng = rng or random.Random()
         self.draining = False
         self._stack = contextlib.AsyncExitStack()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 import aiohttp
@@ -176,7 +176,7 @@ class StudentSide:
         body = answer.gate.answer.completion(turn.head, turn.request.logprobs)
         return await self.books.whole(turn, body)
 
-    async def _stream(self, turn: Turn, answer: StudentAnswer) -> AsyncIterator[bytes]:
+    async def _stream(self, turn: Turn, answer: StudentAnswer) -> AsyncGenerator[bytes]:
         out = ClientStream.of(turn, answer.gate.answer, self.books, strict=True)
         try:
             while (raw := await answer.next()) is not None:

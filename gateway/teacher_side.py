@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class TeacherSide:
 
     async def _stream(
         self, turn: Turn, call: TeacherCall, opened: OpenTeacher
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         assert opened.events is not None
         assert opened.first is not None
         whole = Assembler()

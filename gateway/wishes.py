@@ -28,8 +28,10 @@ def read_wishes(headers: Mapping[str, str], side: str | None) -> Wishes:
 
 
 def _hold(value: str | None) -> int | Literal["all"] | None:
-    if value is None or value == "all":
-        return value  # type: ignore[return-value]
+    if value is None:
+        return None
+    if value == "all":
+        return "all"
     if not value.isascii() or not value.isdigit() or not 1 <= len(value) <= 6:
         raise _bad_header("x-understudy-hold", "a number of tokens or 'all'")
     return int(value)

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
+from router.comparator import Name
+
 GRID_STEP = 0.005
 """Grid resolution: share of combine rows between neighbouring thresholds."""
 
@@ -35,7 +37,7 @@ class Certificate:
     status: str
     alpha: float
     delta: float
-    comparator: str
+    comparator: Name
     tau: float | None = None
     n: int = 0
     k: int = 0
@@ -63,7 +65,7 @@ class Budget:
 
     alpha: float
     delta: float
-    comparator: str
+    comparator: Name
 
 
 def rows_without_error(alpha: float, delta: float) -> int:

@@ -71,7 +71,7 @@ def ood_metrics(scores: npt.NDArray[np.float64], out: npt.NDArray[np.bool_]) -> 
 
 def _score(judge: Judge, rows: Sequence[Row]) -> list[Scored]:
     known = {str(p["completion"]) for p in judge.artefact.prompts}
-    agree = comparator(judge.certificate.comparator)  # type: ignore[arg-type]
+    agree = comparator(judge.certificate.comparator)
     pres = judge.prejudge_batch([r.text for r in rows], [fingerprint(r.messages) for r in rows])
     scored = []
     for row, pre in zip(rows, pres, strict=True):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from openai import AsyncOpenAI
 from rich.console import Console
@@ -23,7 +24,7 @@ from rich.live import Live
 from deploy.demo.checks import problems
 from deploy.demo.play import Tally, play
 from deploy.demo.processes import Child, Children, ProcessDied, wait_ready
-from deploy.demo.report import live_table, money, money_so_far, summary
+from deploy.demo.report import commit_ms, live_table, money, money_so_far, summary
 from deploy.demo.task import TASK, traffic
 from deploy.demo.vllm import VllmSettings, load_adapter, start_vllm, vllm_ready
 from gateway.config_file import load_config
@@ -178,7 +179,8 @@ def _result(config: Config, tally: Tally, rented_s: float) -> dict[str, Any]:
         _await_draws(store)
         cost = money(tally, task, store, rented_s)
         console.print(f"saved {cost.saved_share:.0%} of the teacher-only bill")
-        return summary(tally, store, manifest["certificate"], cost)
+        metrics = httpx.get(f"http://127.0.0.1:{config.listen.port}/metrics").text
+        return summary(tally, store, manifest["certificate"], cost, commit_ms(metrics))
 
 
 def _await_draws(store: SqliteStore, timeout_s: float = 60.0) -> None:

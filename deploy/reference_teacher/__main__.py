@@ -21,14 +21,14 @@ def run(
     api_key_env: Annotated[
         str | None, typer.Option(help="Variable with the key to demand.")
     ] = None,
-    knob: Annotated[list[str], typer.Option(help="NAME=VALUE, may be repeated.")] = [],  # noqa: B006
+    knob: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, may be repeated.")] = None,
 ) -> None:
     """Serve an OpenAI-compatible teacher that answers from labelled data."""
     import os
 
     defaults = Knobs()
     kinds = {field.name: type(getattr(defaults, field.name)) for field in fields(Knobs)}
-    pairs = [item.partition("=") for item in knob]
+    pairs = [item.partition("=") for item in knob or ()]
     try:
         knobs = defaults.changed({name: kinds.get(name, str)(value) for name, _, value in pairs})
     except ValueError as error:

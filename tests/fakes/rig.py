@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -12,12 +13,15 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from gateway.app import create_app
 from gateway.service import Service
 from gateway.settings import Config
 from gateway.store.records import Exchange, Filter
 from gateway.store.sqlite import SqliteStore
+from gateway.tasks import TaskRuntime
+from router.encoder import MiniLM, load_encoder
 from tests.fakes.answers import student_says, teacher_says
 from tests.fakes.upstream import FakeUpstream
 
@@ -72,6 +76,12 @@ def config_data(student: str, teacher: str, store: Path, /, **task: Any) -> dict
     }
 
 
+@functools.cache
+def encoder() -> MiniLM:
+    """One encoder for every gateway of the test process."""
+    return load_encoder(CACHE)
+
+
 @dataclass(slots=True)
 class Rig:
     """Everything a test needs to ask, to break, and to look at the store."""
@@ -93,6 +103,24 @@ class Rig:
             **body,
         }
         return await self.client.post("/v1/chat/completions", json=sent, headers=headers or {})
+
+    @property
+    def task(self) -> TaskRuntime:
+        """The task under test."""
+        task = self.service.tasks.get("banking-intents")
+        assert task is not None
+        return task
+
+    def never_break(self) -> None:
+        """Keep every breaker closed: for tests of many faults in a row."""
+        student = self.task.student
+        for upstream in (self.task.teacher.upstream, *(student.upstreams if student else ())):
+            upstream.breaker.threshold = 10**9
+
+    def serve_anything(self) -> None:
+        """Let the judge accept whatever the student says."""
+        assert self.task.judge is not None
+        self.task.judge.threshold = 1.1
 
     def stored(self) -> list[Exchange]:
         """Every exchange on disk, oldest first."""
@@ -127,18 +155,18 @@ async def rig(
     async with student.running(), teacher.running():
         store = folder / "understudy.db"
         data = {**config_data(student.url, teacher.url, store, **task), **(top or {})}
-        service = Service(Config(**data), SECRETS, random.Random(seed))
-        async with serving(service) as url:
+        service = Service(Config(**data), SECRETS, random.Random(seed), encoder())
+        async with serving(create_app(service)) as url:
             auth = {"authorization": f"Bearer {KEY}"}
             async with httpx.AsyncClient(base_url=url, headers=auth, timeout=20) as client:
                 yield Rig(student, teacher, service, url, store, client)
 
 
 @contextlib.asynccontextmanager
-async def serving(service: Service) -> AsyncIterator[str]:
-    """The gateway under uvicorn on a free port; drained at the end."""
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """An application under uvicorn on a free port; drained at the end."""
     config = uvicorn.Config(
-        create_app(service), port=0, log_level="error", lifespan="on", ws="none",
+        app, port=0, log_level="error", lifespan="on", ws="none",
         timeout_graceful_shutdown=2,
     )  # fmt: skip
     server = uvicorn.Server(config)

@@ -87,7 +87,7 @@ async def test_a_client_that_leaves_while_waiting_frees_the_upstream(
         assert r.student.gone + r.teacher.gone == 1
         rows = await r.stored_soon(1)
         assert (rows[0].status, rows[0].error) == (Status.INCOMPLETE, "client_gone")
-        upstream = r.service.tasks.get("banking-intents").teacher.upstream  # type: ignore[union-attr]
+        upstream = r.task.teacher.upstream
         assert upstream.in_flight == 0
 
 

@@ -112,7 +112,7 @@ async def test_a_client_that_asks_for_logprobs_gets_them_from_the_student(
 
 async def test_an_adapter_that_is_not_loaded_is_rescued(tmp_path: Path, vllm: Vllm) -> None:
     async with over(vllm, tmp_path) as r:
-        student = r.service.tasks.get("banking-intents").student  # type: ignore[union-attr]
+        student = r.task.student
         assert student is not None
         student.settings = student.settings.model_copy(update={"model": "banking-intents@v9"})
         response = await r.ask()

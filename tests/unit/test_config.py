@@ -57,6 +57,7 @@ tasks:
     ("change", "expected"),
     [
         ({"lisen": {}}, "lisen: unknown key; did you mean 'listen'?"),
+        ({"_env_file": "/etc/hostname"}, "_env_file: unknown key"),
         ({"listen": {"prot": 1}}, "listen.prot: unknown key; did you mean 'port'?"),
         ({"listen": {"port": 99999}}, "listen.port: Input should be less than or equal to 65535"),
         ({"listen": {"workers": 2}}, "listen.workers: Input should be 1 (got 2)"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -14,19 +12,12 @@ from router.comparator import comparator
 from router.confidence import FLOOR, NAMES, SIGNS, LengthScale, Prefix, confidence_features
 from router.data import closed_labels, thinned
 from router.distance import Distance, LinearHead, NearestPrompts
-from router.encoder import MAX_CHARS, MiniLM, clean, load_encoder
+from router.encoder import MAX_CHARS, clean
 from router.evaluate import ood_metrics
 from router.outlier import fit_outlier, outlier_probability
 from router.rows import Row, StudentAnswer, TokenLogprob, usable
 from router.template import Message, variable_text
-from tests.fakes.rig import CACHE
-
-
-@functools.cache
-def load_encoder_once() -> MiniLM:
-    """One encoder for all examples."""
-    return load_encoder(CACHE)
-
+from tests.fakes.rig import encoder
 
 SCALE = LengthScale(3.0, 1.0)
 NO_HEAD = np.zeros(0, dtype=np.float32)
@@ -184,7 +175,7 @@ def test_rows_of_unequal_probability_are_thinned_to_the_lowest() -> None:
 
 @given(st.text(max_size=50))
 def test_any_text_is_embedded_to_a_unit_vector(text: str) -> None:
-    vector = load_encoder_once().encode([text])[0]
+    vector = encoder().encode([text])[0]
     assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-3)
 
 
@@ -192,17 +183,17 @@ def test_long_and_broken_text_is_bounded_and_clean() -> None:
     assert clean("a\n\t b  c") == "a b c"
     assert len(clean("x" * 100_000)) == MAX_CHARS
     assert clean("\ud800ok") == "?ok"
-    encoder = load_encoder_once()
-    long = encoder.encode(["word " * 20_000, "word " * 5_000])
+    shared = encoder()
+    long = shared.encode(["word " * 20_000, "word " * 5_000])
     np.testing.assert_allclose(long[0], long[1], atol=1e-6)
-    assert encoder.encode([]).shape == (0, 384)
+    assert shared.encode([]).shape == (0, 384)
 
 
 def test_a_batch_equals_its_rows() -> None:
-    encoder = load_encoder_once()
+    shared = encoder()
     texts = ["what is my apr", "a much longer question about " * 5, "hi"]
-    alone = np.vstack([encoder.encode([text]) for text in texts])
-    np.testing.assert_array_equal(encoder.encode(texts), alone)
+    alone = np.vstack([shared.encode([text]) for text in texts])
+    np.testing.assert_array_equal(shared.encode(texts), alone)
 
 
 def test_the_last_user_turn_is_the_variable_part() -> None:

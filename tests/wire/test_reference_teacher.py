@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import uvicorn
 
 from deploy.reference_teacher.answers import UNKNOWN, Answers
 from deploy.reference_teacher.app import MODEL, Teacher, create_teacher
 from deploy.reference_teacher.knobs import Knobs
 from router.rows import Row
 from router.template import Message
+from tests.fakes.rig import serving
 
 ROWS = [Row((Message("user", f"text {n}"),), f"label_{n}") for n in range(5)]
 FAST = Knobs(latency_ms=0, token_ms=0)
@@ -24,20 +23,12 @@ FAST = Knobs(latency_ms=0, token_ms=0)
 async def teacher(knobs: Knobs = FAST) -> AsyncIterator[httpx.AsyncClient]:
     """It, on a real socket: faults need one."""
     app = create_teacher(Teacher(Answers(ROWS), knobs, "secret"))
-    config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[assignment, method-assign]
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     headers = {"authorization": "Bearer secret"}
-    try:
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=2) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        await task
+    async with (
+        serving(app) as url,
+        httpx.AsyncClient(base_url=url, headers=headers, timeout=2) as client,
+    ):
+        yield client
 
 
 def ask(text: str, **fields: object) -> dict[str, object]:

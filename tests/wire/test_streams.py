@@ -142,7 +142,7 @@ async def test_a_student_stream_cut_at_any_byte_is_rescued_whole(tmp_path: Path)
     raw = encoded(vllm_events(ANSWER))
     finish = raw.index(b'"finish_reason": "stop"')
     async with rig(tmp_path) as r:
-        r.service.tasks.get("banking-intents").student.upstreams[0].breaker.threshold = 10**9  # type: ignore[union-attr]
+        r.never_break()
         for number, cut in enumerate(range(0, len(raw), 11)):
             r.student.handler = scripted(raw[:cut], end=number % 2 == 0)
             response = await r.ask(stream=bool(number % 3))
@@ -162,7 +162,7 @@ async def test_a_teacher_stream_cut_at_any_byte_never_ends_in_done(tmp_path: Pat
     raw = encoded(teacher_events(["tea", "cher"], usage=True))
     finished = raw.index(b"\n\n", raw.index(b'"finish_reason": "stop"')) + 2
     async with rig(tmp_path, teacher={"retries": 0}) as r:
-        r.service.tasks.get("banking-intents").teacher.upstream.breaker.threshold = 10**9  # type: ignore[union-attr]
+        r.never_break()
         for number, cut in enumerate(range(0, len(raw), 13)):
             r.teacher.handler = scripted(raw[:cut], end=number % 2 == 0)
             response = await r.ask(FAR, stream=True)
@@ -230,7 +230,7 @@ async def test_a_truncated_student_answer_is_never_served_as_complete(tmp_path: 
 async def test_after_release_a_broken_student_ends_in_an_error_event(tmp_path: Path) -> None:
     long = vllm_events(["apr"] + [" ."] * 60)
     async with rig(tmp_path, router={"hold": 40}) as r:
-        r.service.tasks.get("banking-intents").judge.threshold = 1.1  # type: ignore[union-attr]
+        r.serve_anything()
         r.student.handler = scripted(encoded(long[:50], done=False))
         response = await r.ask(stream=True)
         assert response.headers["x-understudy-served-by"] == "student"
@@ -242,7 +242,7 @@ async def test_after_release_a_broken_student_ends_in_an_error_event(tmp_path: P
 
 async def test_hold_delays_release_and_never_changes_the_score(tmp_path: Path) -> None:
     async with rig(tmp_path) as r:
-        r.service.tasks.get("banking-intents").judge.threshold = 1.1  # type: ignore[union-attr]
+        r.serve_anything()
         r.student.handler = student_says(["apr"] + [" ."] * 60)
         scores = {
             (await r.ask(stream=stream, headers={"x-understudy-hold": hold})).headers[
