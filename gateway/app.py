@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import functools
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+)
 from typing import Any
 
 import orjson
@@ -17,6 +25,7 @@ from gateway.ids import new_id
 from gateway.logs import log
 from gateway.service import Service
 from gateway.turn import Reply, Turn
+from gateway.upstream import UpstreamError
 
 _JSON = (b"content-type", b"application/json")
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -40,7 +49,7 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         turn = await service.begin(request)
-        return _Answer(service, turn)
+        return _Watched(functools.partial(_chat, service, turn))
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -49,6 +58,13 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> Response:
         return _json(200, service.model(request.headers.get("authorization"), name))
+
+    async def forward(request: Request) -> Response:
+        answer = await service.begin_forward(request)
+        return _Watched(functools.partial(_forward, answer))
+
+    for path in service.config.passthrough_paths:
+        app.add_api_route(path, forward, methods=["POST"])
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -66,13 +82,12 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-class _Answer(Response):
-    """Runs the flow while watching the client: a disconnect cancels the upstream call at once."""
+class _Watched(Response):
+    """Serves while watching the client: a disconnect cancels the upstream call at once."""
 
-    def __init__(self, service: Service, turn: Turn) -> None:
+    def __init__(self, serve: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
         super().__init__()
-        self._service = service
-        self._turn = turn
+        self._serve = serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._serve(send))
@@ -88,19 +103,36 @@ class _Answer(Response):
                 task.cancel()
             await asyncio.gather(work, gone, return_exceptions=True)
 
-    async def _serve(self, send: Send) -> None:
-        try:
-            reply = await self._service.flow.answer(self._turn)
-        except GatewayError as error:
-            reply = _error_reply(error, self._turn)
-        except Exception as error:
-            log("internal_error", id=self._turn.id, error=repr(error))
-            await self._service.flow.books.failed(self._turn, _internal())
-            reply = _error_reply(_internal(), self._turn)
-        if isinstance(reply.body, bytes):
-            await _send_whole(send, reply, reply.body)
-        else:
-            await _send_stream(send, reply, reply.body)
+
+async def _chat(service: Service, turn: Turn, send: Send) -> None:
+    try:
+        reply = await service.flow.answer(turn)
+    except GatewayError as error:
+        reply = _error_reply(error, turn.headers("yes"))
+    except Exception as error:
+        log("internal_error", id=turn.id, error=repr(error))
+        await service.flow.books.failed(turn, _internal())
+        reply = _error_reply(_internal(), turn.headers("yes"))
+    await _send(send, reply)
+
+
+async def _forward(answer: Callable[[], Awaitable[Reply]], send: Send) -> None:
+    try:
+        reply = await answer()
+    except GatewayError as error:
+        reply = _error_reply(error, {"x-request-id": new_id()})
+    try:
+        await _send(send, reply)
+    except UpstreamError as error:
+        # Returning without the body's end makes the server cut the connection, as it must be.
+        log("passthrough_cut", error=str(error))
+
+
+async def _send(send: Send, reply: Reply) -> None:
+    if isinstance(reply.body, bytes):
+        await _send_whole(send, reply, reply.body)
+    else:
+        await _send_stream(send, reply, reply.body)
 
 
 async def _send_whole(send: Send, reply: Reply, body: bytes) -> None:
@@ -114,7 +146,9 @@ async def _send_stream(send: Send, reply: Reply, body: AsyncGenerator[bytes]) ->
     clean up behind itself."""
     try:
         part = await anext(body, b"")
-        headers = [_EVENTS, *_encoded(reply.headers)]
+        headers = _encoded(reply.headers)
+        if "content-type" not in reply.headers:
+            headers.append(_EVENTS)
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": part, "more_body": True})
         async for part in body:
@@ -133,8 +167,8 @@ def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
-def _error_reply(error: GatewayError, turn: Turn) -> Reply:
-    return Reply(error.status, {**turn.headers("yes"), **error.headers}, orjson.dumps(error.body()))
+def _error_reply(error: GatewayError, headers: Mapping[str, str]) -> Reply:
+    return Reply(error.status, {**headers, **error.headers}, orjson.dumps(error.body()))
 
 
 def _internal() -> GatewayError:

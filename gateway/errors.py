@@ -50,7 +50,7 @@ CODES: Mapping[Code, CodeInfo] = {
     "override_not_allowed": CodeInfo(403, "permission_error", "The key may not choose who answers."),
     "task_not_allowed": CodeInfo(403, "permission_error", "The key may not use this task."),
     "model_not_found": CodeInfo(404, "invalid_request_error", "No task has or claims this model name."),
-    "unknown_path": CodeInfo(404, "invalid_request_error", "The gateway has no such path."),
+    "unknown_path": CodeInfo(404, "invalid_request_error", "The gateway has no such path, and `passthrough_paths` does not list it."),
     "method_not_allowed": CodeInfo(405, "invalid_request_error", "The path exists, with another method."),
     "teacher_unavailable": CodeInfo(503, "upstream_error", "The teacher cannot be reached, or does not answer in time."),
     "teacher_error": CodeInfo(502, "upstream_error", "The teacher answered with an error or with something that is no completion."),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,13 +24,14 @@ from gateway.flow import Flow
 from gateway.ids import new_id
 from gateway.logs import log
 from gateway.metrics import Metrics
+from gateway.passthrough import Passthrough
 from gateway.schema import ChatRequest, parse_chat
 from gateway.settings import Config
 from gateway.store.sqlite import SqliteStore
 from gateway.student_side import StudentSide
-from gateway.tasks import TaskRuntime, Tasks
+from gateway.tasks import DEFAULT_TASK, TaskRuntime, Tasks
 from gateway.teacher_side import TeacherSide
-from gateway.turn import Route, Turn
+from gateway.turn import Reply, Route, Turn
 from gateway.upstream import monotonic, open_session
 from gateway.wishes import read_wishes
 from router.encoder import Encoder
@@ -39,6 +41,7 @@ class Service:
     """The gateway's state. ``async with`` opens store, connections and background work."""
 
     flow: Flow
+    passthrough: Passthrough
 
     def __init__(
         self,
@@ -78,6 +81,7 @@ class Service:
             books,
             self._rng,
         )
+        self.passthrough = Passthrough(session, self.tasks.default)
         worker = DrawWorker(self.tasks, reader, session, books)
         task = asyncio.create_task(_logged(worker))
         stack.push_async_callback(_stopped, task)
@@ -102,7 +106,7 @@ class Service:
         if self.draining:
             raise GatewayError("shutting_down", "The gateway is draining; ask another replica.")
         started = monotonic()
-        chat = parse_chat(await self._receive(request))
+        chat = parse_chat(await self.receive(request))
         task, side = self.tasks.resolve(chat.model, principal.name, chat.messages)
         self._check_access(principal, task, chat)
         wishes = read_wishes(request.headers, side)
@@ -145,7 +149,26 @@ class Service:
         with contextlib.closing(SqliteStore.open(self._writer.path)) as store:
             return store.writable()
 
-    async def _receive(self, request: Request) -> bytes:
+    async def begin_forward(self, request: Request) -> Callable[[], Awaitable[Reply]]:
+        """Receive what is to be handed on; calling the result does it (``Passthrough.forward``).
+
+        Raises:
+            GatewayError: the request cannot be taken.
+        """
+        principal = self._keyring.principal(request.headers.get("authorization"))
+        if not principal.may_use(DEFAULT_TASK):
+            raise GatewayError("task_not_allowed", "This key may not use paths that pass through.")
+        body = await self.receive(request)
+        content_type = request.headers.get("content-type", "application/json")
+        path = request.url.path
+        return functools.partial(self.passthrough.forward, path, body, content_type)
+
+    async def receive(self, request: Request) -> bytes:
+        """The body, within its limits of size and time.
+
+        Raises:
+            GatewayError: ``request_too_large`` or ``request_timeout``.
+        """
         limits = self.config.limits
         parts: list[bytes] = []
         size = 0

@@ -185,6 +185,9 @@ class Config(BaseSettings):
     )
     keys: list[Key] = Field([], description="Client keys; without any only loopback may be bound.")
     default: Default | None = Field(None, description="Pass-through for unclaimed models.")
+    passthrough_paths: list[Annotated[str, Field(pattern=r"^/v1/[a-z0-9_/-]+$")]] = Field(
+        [], description="Other paths that are POSTed to the default upstream as they are."
+    )
     tasks: list[Task] = Field(description="The tasks.", min_length=1)
 
     @classmethod
@@ -213,6 +216,10 @@ class Config(BaseSettings):
         if not self.keys and self.listen.host not in LOOPBACK:
             raise ValueError("without keys only a loopback address may be bound")
         self._check_claims(names, principals)
+        if self.passthrough_paths and self.default is None:
+            raise ValueError("passthrough_paths needs default.passthrough")
+        for path in sorted({"/v1/chat/completions", "/v1/models"} & set(self.passthrough_paths)):
+            raise ValueError(f"passthrough_paths lists {path}, which the gateway serves itself")
         return self
 
     def _check_claims(self, names: list[str], principals: list[str]) -> None:

@@ -72,6 +72,11 @@ class Tasks:
     def __iter__(self) -> Iterator[TaskRuntime]:
         return iter(self._tasks.values())
 
+    @property
+    def default(self) -> TaskRuntime | None:
+        """Where traffic goes that no task claims."""
+        return self._default
+
     def get(self, name: str) -> TaskRuntime | None:
         """A task by its own name."""
         return self._tasks.get(name)

@@ -120,14 +120,19 @@ class Upstream:
     in_flight: int = 0
 
     async def post(
-        self, session: aiohttp.ClientSession, path: str, body: bytes, timeouts: Timeouts
+        self,
+        session: aiohttp.ClientSession,
+        path: str,
+        body: bytes,
+        timeouts: Timeouts,
+        content_type: str = _JSON,
     ) -> UpstreamResponse:
         """Send a request and wait for the status line.
 
         Raises:
             UpstreamError: ``connect`` or ``timeout``.
         """
-        headers = {"content-type": _JSON}
+        headers = {"content-type": content_type}
         if self.api_key:
             headers["authorization"] = f"Bearer {self.api_key}"
         self.in_flight += 1

@@ -22,7 +22,7 @@ PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "http.md": (
         "# HTTP reference\n\n`POST /v1/chat/completions` (JSON and SSE), `GET /v1/models`, "
         "`GET /v1/models/{id}`, `GET /healthz`\n(the process is up), `GET /readyz` (it can serve), "
-        "`GET /metrics` (Prometheus).\n\nThe `model` of a request is a task's name, "
+        "`GET /metrics` (Prometheus); `POST` to each of `passthrough_paths`.\n\nThe `model` of a request is a task's name, "
         "`task:teacher`, `task:student`, a model name that a task\nclaims (`match`), or, with "
         "`default.passthrough`, any other. Every error is OpenAI's object\n`{\"error\": {\"message\", "
         "\"type\", \"param\", \"code\"}}`.",

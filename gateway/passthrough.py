@@ -1,0 +1,77 @@
+"""Other ``/v1`` paths, handed to the default upstream as they are: unjudged, uncaptured, and only
+those that the configuration lists."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import aiohttp
+
+from gateway.errors import GatewayError
+from gateway.ids import new_id
+from gateway.tasks import TaskRuntime
+from gateway.turn import Reply
+from gateway.upstream import Timeouts, UpstreamError, UpstreamResponse, monotonic
+from gateway.verdict import Reason, ServedBy
+
+_PASSED_ON = ("content-type", "retry-after", "retry-after-ms")
+PREFIX = "/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Passthrough:
+    """The upstream behind the listed paths; the routes are made from the list."""
+
+    session: aiohttp.ClientSession
+    default: TaskRuntime | None
+
+    async def forward(self, path: str, body: bytes, content_type: str) -> Reply:
+        """Send a body on and stream the answer back, status and all.
+
+        Raises:
+            GatewayError: ``teacher_unavailable``.
+        """
+        assert self.default is not None
+        teacher = self.default.teacher
+        upstream, limits = teacher.upstream, teacher.settings
+        timeouts = Timeouts(
+            limits.connect_timeout_s, limits.first_byte_timeout_s, limits.idle_timeout_s
+        )
+        if not upstream.breaker.allow(monotonic()):
+            raise self._unavailable("its circuit is open after failures")
+        try:
+            response = await upstream.post(
+                self.session, path.removeprefix(PREFIX), body, timeouts, content_type
+            )
+        except UpstreamError as error:
+            upstream.breaker.failed(monotonic())
+            raise self._unavailable(str(error)) from error
+        except BaseException:
+            upstream.breaker.abandoned()
+            raise
+        upstream.breaker.succeeded()
+        headers = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
+        return Reply(response.status, {**headers, **self._told()}, _relayed(response))
+
+    @staticmethod
+    def _told() -> dict[str, str]:
+        return {
+            "x-request-id": new_id(),
+            "x-understudy-served-by": ServedBy.TEACHER,
+            "x-understudy-reason": Reason.NO_STUDENT,
+            "x-understudy-captured": "no",
+        }
+
+    @staticmethod
+    def _unavailable(why: str) -> GatewayError:
+        return GatewayError(
+            "teacher_unavailable", f"The upstream is not available: {why}. Try again later."
+        )
+
+
+async def _relayed(response: UpstreamResponse) -> AsyncGenerator[bytes]:
+    """The bytes as they arrive; an answer that is cut ends the connection, not the body."""
+    async with response:
+        async for chunk in response.chunks():
+            yield chunk
