@@ -25,7 +25,6 @@ class Signal(StrEnum):
 
     JUDGE = "judge"
     RELEASE = "release"
-    FINISHED = "finished"
     FAULT = "fault"
 
 
@@ -59,14 +58,14 @@ class Gate:
         self._collect(chunk)
         return self._advance()
 
-    def end(self, *, clean: bool) -> list[Signal]:
-        """The stream is over: ``clean`` after ``[DONE]`` or its regular end."""
+    def end(self) -> list[Signal]:
+        """The stream is over: an answer with its finish reason is whole, any other was cut."""
         if self.fault or self._ended:
             return []
         if not self.answer.finished:
             return self._fail("cut" if self.answer.choices else "empty")
         self._ended = True
-        return [*self._advance(), Signal.FINISHED] if clean or self.answer.finished else []
+        return self._advance()
 
     def accept(self) -> list[Signal]:
         """The judge let the answer pass."""

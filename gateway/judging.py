@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from router.certify import Certificate
@@ -44,8 +44,3 @@ def gate_closed(judge: Judge, alpha: float, delta: float, comparator: str) -> st
     if certificate.comparator != comparator:
         return f"certified with comparator {certificate.comparator}; the budget says {comparator}"
     return None
-
-
-def describe(judge: Judge) -> Mapping[str, Any]:
-    """The certificate, for logs and explanations."""
-    return judge.certificate.to_json()

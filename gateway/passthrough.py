@@ -12,7 +12,7 @@ from gateway.errors import GatewayError
 from gateway.ids import new_id
 from gateway.tasks import TaskRuntime
 from gateway.turn import Reply
-from gateway.upstream import Timeouts, UpstreamError, UpstreamResponse, monotonic
+from gateway.upstream import UpstreamError, UpstreamResponse, monotonic
 from gateway.verdict import Reason, ServedBy
 
 _PASSED_ON = ("content-type", "retry-after", "retry-after-ms")
@@ -34,15 +34,12 @@ class Passthrough:
         """
         assert self.default is not None
         teacher = self.default.teacher
-        upstream, limits = teacher.upstream, teacher.settings
-        timeouts = Timeouts(
-            limits.connect_timeout_s, limits.first_byte_timeout_s, limits.idle_timeout_s
-        )
+        upstream = teacher.upstream
         if not upstream.breaker.allow(monotonic()):
             raise self._unavailable("its circuit is open after failures")
         try:
             response = await upstream.post(
-                self.session, path.removeprefix(PREFIX), body, timeouts, content_type
+                self.session, path.removeprefix(PREFIX), body, teacher.timeouts, content_type
             )
         except UpstreamError as error:
             upstream.breaker.failed(monotonic())

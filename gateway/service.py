@@ -102,9 +102,7 @@ class Service:
         Raises:
             GatewayError: the request cannot be taken.
         """
-        principal = self._keyring.principal(request.headers.get("authorization"))
-        if self.draining:
-            raise GatewayError("shutting_down", "The gateway is draining; ask another replica.")
+        principal = self._admit(request)
         started = monotonic()
         chat = parse_chat(await self.receive(request))
         task, side = self.tasks.resolve(chat.model, principal.name, chat.messages)
@@ -155,13 +153,20 @@ class Service:
         Raises:
             GatewayError: the request cannot be taken.
         """
-        principal = self._keyring.principal(request.headers.get("authorization"))
+        principal = self._admit(request)
         if not principal.may_use(DEFAULT_TASK):
             raise GatewayError("task_not_allowed", "This key may not use paths that pass through.")
         body = await self.receive(request)
         content_type = request.headers.get("content-type", "application/json")
         path = request.url.path
         return functools.partial(self.passthrough.forward, path, body, content_type)
+
+    def _admit(self, request: Request) -> Principal:
+        """Who asks, unless nobody may any more."""
+        principal = self._keyring.principal(request.headers.get("authorization"))
+        if self.draining:
+            raise GatewayError("shutting_down", "The gateway is draining; ask another replica.")
+        return principal
 
     async def receive(self, request: Request) -> bytes:
         """The body, within its limits of size and time.

@@ -111,7 +111,7 @@ class StudentAnswer:
         except UpstreamError as error:
             raise StudentFault(error.kind, timeout=error.kind == "timeout") from error
         if isinstance(event, End):
-            signals = self.gate.end(clean=event is End.DONE)
+            signals = self.gate.end()
         else:
             signals = self._fed(event)
             self.held.append(dict(event))

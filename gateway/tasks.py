@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gateway.errors import GatewayError
 from gateway.judging import Judge
 from gateway.settings import Config, Student, Task, Teacher
-from gateway.upstream import Upstream
+from gateway.upstream import Timeouts, Upstream
 from router.template import Message, fingerprint
 
 DEFAULT_TASK = "default"
@@ -22,6 +22,14 @@ class TeacherRuntime:
     settings: Teacher
     upstream: Upstream
     latency_s: float = 1.0
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """The configured limits of one call."""
+        limits = self.settings
+        return Timeouts(
+            limits.connect_timeout_s, limits.first_byte_timeout_s, limits.idle_timeout_s
+        )
 
     def took(self, seconds: float) -> None:
         """Learn from one answer."""

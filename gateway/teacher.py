@@ -18,7 +18,7 @@ from gateway.schema import ChatRequest
 from gateway.settings import Teacher
 from gateway.store.records import Attempt
 from gateway.tasks import TeacherRuntime
-from gateway.upstream import Timeouts, UpstreamError, UpstreamResponse, monotonic
+from gateway.upstream import UpstreamError, UpstreamResponse, monotonic
 
 RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504})
 BACKOFF_S = 0.25
@@ -95,10 +95,7 @@ class TeacherCall:
     async def _attempt(self, payload: bytes, stream: bool) -> OpenTeacher | GatewayError:
         started = monotonic()
         upstream, settled = self.runtime.upstream, False
-        limits = self.settings
-        timeouts = Timeouts(
-            limits.connect_timeout_s, limits.first_byte_timeout_s, limits.idle_timeout_s
-        )
+        timeouts = self.runtime.timeouts
         try:
             response = await upstream.post(self.session, "/chat/completions", payload, timeouts)
             try:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
 from deploy.demo.play import Tally
+from gateway.chunks import usage_tokens
 from gateway.settings import Task
 from gateway.store.records import Filter
 from gateway.store.sqlite import SqliteStore
@@ -32,26 +33,32 @@ class Money:
 
 def money(tally: Tally, task: Task, store: SqliteStore, student_s: float) -> Money:
     """Teacher by tokens, draws included; student by the hour its machine was rented."""
-    teacher = sum(a.cost_usd for e in store.read(Filter()) for a in e.attempts)
-    only = sum(teacher_cost_usd(task.teacher, *s.teacher_tokens) for s in tally.seen)
-    drawn = sum(_draw_cost(e.draw.answer, task) for e in store.read(Filter()) if e.draw)
-    return Money(_rent(task, student_s) + teacher + drawn, only)
+    exchanges = list(store.read(Filter()))
+    teacher = sum(a.cost_usd for e in exchanges for a in e.attempts)
+    drawn = sum(_draw_cost(e.draw.answer, task) for e in exchanges if e.draw)
+    return Money(_rent(task, student_s) + teacher + drawn, _teacher_only(tally, task))
+
+
+def _teacher_only(tally: Tally, task: Task) -> float:
+    return sum(teacher_cost_usd(task.teacher, *s.teacher_tokens) for s in tally.seen)
 
 
 def _draw_cost(answer: Mapping[str, Any] | None, task: Task) -> float:
-    usage = (answer or {}).get("usage") or {}
+    usage = (answer or {}).get("usage")
     if (answer or {}).get("model") == (task.student.model if task.student else None):
         return 0.0
     return teacher_cost_usd(
-        task.teacher, int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", 0))
+        task.teacher,
+        usage_tokens(usage, "prompt_tokens"),
+        usage_tokens(usage, "completion_tokens"),
     )
 
 
 def money_so_far(tally: Tally, task: Task, student_s: float) -> Money:
     """The same while requests are still coming, from what the clients saw; without draws."""
-    costs = [(s.served_by, teacher_cost_usd(task.teacher, *s.teacher_tokens)) for s in tally.seen]
-    teacher = sum(cost for server, cost in costs if server == "teacher")
-    return Money(_rent(task, student_s) + teacher, sum(cost for _, cost in costs))
+    fallbacks = Tally(tally.by("teacher"))
+    spent = _rent(task, student_s) + _teacher_only(fallbacks, task)
+    return Money(spent, _teacher_only(tally, task))
 
 
 def _rent(task: Task, seconds: float) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -287,8 +286,3 @@ def _where(which: Filter) -> tuple[str, list[Any]]:
         parts.append(f"id IN ({', '.join('?' * len(which.ids))})")
         values += which.ids
     return (" WHERE " + " AND ".join(parts) if parts else ""), values
-
-
-def now() -> float:
-    """Unix seconds: the clock that exchanges are stamped with."""
-    return time.time()

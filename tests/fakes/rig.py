@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from gateway.app import create_app
 from gateway.service import Service
 from gateway.settings import Config
-from gateway.store.records import Exchange, Filter
+from gateway.store.records import Draw, DrawState, Exchange, Filter
 from gateway.store.sqlite import SqliteStore
 from gateway.tasks import TaskRuntime
 from router.encoder import MiniLM, load_encoder
@@ -134,6 +134,23 @@ class Rig:
                 return rows
             await asyncio.sleep(0.01)
         raise AssertionError(f"{len(self.stored())} exchanges are stored, not {count}")
+
+    async def settled(self) -> None:
+        """Wait until no upstream call is left open."""
+        for _ in range(500):
+            if not (self.student.open or self.teacher.open):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("an upstream call is still open")
+
+    async def draws_done(self, count: int, timeout_s: float = 10.0) -> list[Draw]:
+        """The draws, once ``count`` have their second answer."""
+        for _ in range(int(timeout_s / 0.02)):
+            draws = [e.draw for e in self.stored() if e.draw is not None]
+            if [d.state for d in draws] == [DrawState.DONE] * count:
+                return draws
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"{draws} are not {count} finished draws")
 
     def metric(self, name: str, **labels: str) -> float:
         """Value of one sample of the gateway's own registry."""

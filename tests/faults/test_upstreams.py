@@ -11,17 +11,8 @@ import pytest
 from gateway.store.records import DrawState, Status
 from gateway.verdict import Reason
 from tests.fakes.answers import hangs, refuses, student_says, teacher_chunk, teacher_says
-from tests.fakes.rig import FAR, IN_DOMAIN, KEY, Rig, rig
+from tests.fakes.rig import FAR, IN_DOMAIN, KEY, rig
 from tests.fakes.upstream import Received, Wire
-
-
-async def settled(r: Rig) -> None:
-    """No upstream call is left open."""
-    for _ in range(500):
-        if not (r.student.open or r.teacher.open):
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("an upstream call is still open")
 
 
 async def test_a_student_killed_under_traffic_loses_nothing(tmp_path: Path) -> None:
@@ -83,7 +74,7 @@ async def test_a_client_that_leaves_while_waiting_frees_the_upstream(
                     json={"model": "banking-intents", "stream": stream,
                           "messages": [{"role": "user", "content": text}]},
                 )  # fmt: skip
-        await settled(r)
+        await r.settled()
         assert r.student.gone + r.teacher.gone == 1
         rows = await r.stored_soon(1)
         assert (rows[0].status, rows[0].error) == (Status.INCOMPLETE, "client_gone")
@@ -107,7 +98,7 @@ async def test_a_client_that_leaves_mid_stream_frees_the_teacher_and_the_part_is
             async for part in response.aiter_raw():
                 assert b"first words" in part
                 break
-        await settled(r)
+        await r.settled()
         rows = await r.stored_soon(1)
         assert rows[0].status is Status.INCOMPLETE
         assert rows[0].answer is not None
@@ -126,7 +117,7 @@ async def test_a_stalled_teacher_ends_in_an_error_event(tmp_path: Path) -> None:
         response = await r.ask(FAR, stream=True)
         assert "[DONE]" not in response.text
         assert "teacher_timeout" in response.text
-        await settled(r)
+        await r.settled()
 
 
 async def test_an_unsure_student_s_slot_is_freed_before_the_teacher_answers(tmp_path: Path) -> None:
@@ -148,14 +139,7 @@ async def test_draws_get_their_second_answer_whoever_served(tmp_path: Path) -> N
     async with rig(tmp_path, risk={"draw_rate": 1.0}) as r:
         await r.ask(IN_DOMAIN)
         await r.ask(FAR)
-        for _ in range(300):
-            draws = [e.draw for e in r.stored()]
-            if all(d is not None and d.state is DrawState.DONE for d in draws):
-                break
-            await asyncio.sleep(0.01)
-        first, second = draws
-        assert first is not None
-        assert second is not None
+        first, second = await r.draws_done(2)
         assert (first.wants, first.p, first.agrees) == ("teacher", 1.0, False)
         assert (second.wants, second.agrees) == ("student", False)
         assert second.answer is not None
@@ -171,12 +155,7 @@ async def test_draws_survive_a_dead_teacher_and_a_restart(tmp_path: Path) -> Non
         assert draw is not None
         assert draw.state is DrawState.PENDING
     async with rig(tmp_path, says="apr", risk={"draw_rate": 1.0}) as r:
-        for _ in range(300):
-            draw = r.stored()[0].draw
-            assert draw is not None
-            if draw.state is DrawState.DONE:
-                break
-            await asyncio.sleep(0.01)
+        (draw,) = await r.draws_done(1)
         assert draw.agrees is True
 
 

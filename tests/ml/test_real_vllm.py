@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from deploy.demo.task import SEED, Utterance, messages, traffic
-from gateway.store.records import DrawState, Status
+from gateway.store.records import Status
 from gateway.verdict import Reason
 from router.rows import read_rows, write_rows
 from tests.fakes.rig import ROOT, Rig, rig
@@ -86,13 +86,7 @@ async def test_a_draw_after_a_fallback_holds_the_student_s_whole_answer(
 ) -> None:
     async with over(vllm, tmp_path, risk={"draw_rate": 1.0}) as r:
         await r.ask("translate good morning into german")
-        for _ in range(600):
-            draw = r.stored()[0].draw
-            assert draw is not None
-            if draw.state is DrawState.DONE:
-                break
-            await asyncio.sleep(0.1)
-        assert draw is not None
+        (draw,) = await r.draws_done(1, timeout_s=60)
         assert draw.answer is not None
         choice = draw.answer["choices"][0]
         assert choice["finish_reason"] == "stop"

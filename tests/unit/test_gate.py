@@ -21,7 +21,7 @@ def run(gate: Gate, events: list[dict[str, Any]], *, accept: bool = True) -> lis
     """Feed everything; accept at the gate if told to."""
     seen: list[Signal] = []
     for event in [*events, None]:
-        signals = gate.end(clean=True) if event is None else gate.feed(event)
+        signals = gate.end() if event is None else gate.feed(event)
         for signal in signals:
             seen.append(signal)
             if signal is Signal.JUDGE and accept:

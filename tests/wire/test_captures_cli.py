@@ -10,7 +10,6 @@ from pathlib import Path
 
 import yaml
 
-from gateway.store.records import DrawState
 from router.rows import read_rows
 from tests.fakes.answers import teacher_chunk
 from tests.fakes.rig import FAR, IN_DOMAIN, ROOT, Rig, config_data, rig
@@ -39,11 +38,7 @@ async def test_list_show_and_export(tmp_path: Path) -> None:
         await r.ask(FAR)
         r.teacher.handler = scripted(encoded([teacher_chunk({"content": "half"})], done=False))
         await r.ask(FAR, stream=True)
-        for _ in range(300):
-            states = [e.draw.state for e in r.stored() if e.draw]
-            if states == [DrawState.DONE] * 2:
-                break
-            await asyncio.sleep(0.01)
+        await r.draws_done(2)
 
         listed = await understudy("captures", "list", "--config", config, "--json")
         rows = [json.loads(line) for line in listed.stdout.splitlines()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +74,7 @@ async def test_a_dead_upstream_is_a_503_and_a_client_that_leaves_frees_it(tmp_pa
             async with httpx.AsyncClient(base_url=r.url, timeout=0.2) as impatient:
                 auth = {"authorization": f"Bearer {KEY}"}
                 await impatient.post("/v1/embeddings", content=BODY, headers=auth)
-        for _ in range(200):
-            if not r.teacher.open:
-                break
-            await asyncio.sleep(0.01)
+        await r.settled()
         assert (r.teacher.open, r.task.teacher.upstream.in_flight) == (0, 0)
 
         async def dead(received: Received, wire: Wire) -> None:
@@ -90,3 +86,11 @@ async def test_a_dead_upstream_is_a_503_and_a_client_that_leaves_frees_it(tmp_pa
             503,
             "teacher_unavailable",
         )
+
+
+async def test_a_draining_gateway_takes_no_passthrough_either(tmp_path: Path) -> None:
+    async with rig(tmp_path, top=TOP) as r:
+        r.service.draining = True
+        response = await r.client.post("/v1/embeddings", content=BODY)
+        assert response.json()["error"]["code"] == "shutting_down"
+        assert not r.teacher.requests

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -184,22 +183,14 @@ async def test_a_hedge_is_won_by_whoever_commits_first(tmp_path: Path, stream: b
     async with rig(tmp_path, router={"hedge_from": 0.0}) as r:
         r.student.handler = student_says(ANSWER, pause_s=0.1)
         await expect(r, "teacher", Reason.HEDGE_WON, stream=stream)
-        await _freed(r)
+        await r.settled()
         r.student.handler = student_says(ANSWER)
         r.teacher.handler = teacher_says("teacher says", pause_s=3.0)
         await expect(r, "student", Reason.IN_DISTRIBUTION, stream=stream)
-        await _freed(r)
+        await r.settled()
         r.student.handler = student_says(["h"], UNSURE)
         r.teacher.handler = teacher_says("teacher says", pause_s=0.2)
         await expect(r, "teacher", Reason.LOW_CONFIDENCE, stream=stream)
-
-
-async def _freed(r: Rig) -> None:
-    for _ in range(500):
-        if not r.student.open and not r.teacher.open:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("an upstream call was left running")
 
 
 @BOTH
