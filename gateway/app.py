@@ -66,6 +66,9 @@ def create_app(service: Service) -> FastAPI:
     for path in service.config.passthrough_paths:
         app.add_api_route(path, forward, methods=["POST"])
 
+    if service.config.admin is not None:
+        _add_admin(app, service)
+
     @app.get("/healthz")
     async def healthz() -> Response:
         return _json(200, {"status": "ok"})
@@ -80,6 +83,26 @@ def create_app(service: Service) -> FastAPI:
         return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")
 
     return app
+
+
+def _add_admin(app: FastAPI, service: Service) -> None:
+    @app.get("/admin/tasks")
+    async def tasks(request: Request) -> Response:
+        return _json(200, service.admin.list(request.headers.get("authorization")))
+
+    @app.get("/admin/tasks/{name}")
+    async def task(request: Request, name: str) -> Response:
+        return _json(200, service.admin.show(request.headers.get("authorization"), name))
+
+    @app.get("/admin/tasks/{name}/events")
+    async def events(request: Request, name: str) -> Response:
+        return _json(200, await service.admin.events(request.headers.get("authorization"), name))
+
+    @app.post("/admin/tasks/{name}/gate")
+    async def gate(request: Request, name: str) -> Response:
+        authorization = request.headers.get("authorization")
+        body = await service.receive(request)
+        return _json(200, await service.admin.gate(authorization, name, body))
 
 
 class _Watched(Response):

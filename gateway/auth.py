@@ -60,6 +60,28 @@ class Keyring:
         return matches[0]
 
 
+class AdminKey:
+    """The digest of the admin key."""
+
+    def __init__(self, key: str) -> None:
+        self._wanted = _digest(key)
+
+    def check(self, authorization: str | None) -> None:
+        """Let the admin in, in constant time.
+
+        Raises:
+            GatewayError: ``invalid_admin_key``.
+        """
+        scheme, _, key = (authorization or "").partition(" ")
+        given = _digest(key.strip()) if scheme.lower() == "bearer" else b""
+        if not hmac.compare_digest(given, self._wanted):
+            raise GatewayError(
+                "invalid_admin_key",
+                "This path needs the admin key: 'Authorization: Bearer KEY'.",
+                headers={"www-authenticate": "Bearer"},
+            )
+
+
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 

@@ -112,6 +112,7 @@ class Books:
     capture: Capture
     metrics: Metrics
     wake_draws: asyncio.Event
+    wake_audit: asyncio.Event
 
     async def whole(self, turn: Turn, body: dict[str, Any]) -> Reply:
         """Commit a whole answer, then hand it out."""

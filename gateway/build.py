@@ -62,7 +62,7 @@ def _runtime(settings: Task, judge: Judge | None, secrets: Mapping[str, str]) ->
     key = secrets.get(teacher.api_key_env) if teacher.api_key_env else None
     upstream = Upstream(f"{settings.name}/teacher", teacher.base_url, key)
     student = None
-    closed = None
+    uncertified = None
     if settings.student is not None and judge is not None:
         replicas = [
             Upstream(f"{settings.name}/student{number}", url, None)
@@ -70,6 +70,6 @@ def _runtime(settings: Task, judge: Judge | None, secrets: Mapping[str, str]) ->
         ]
         student = StudentRuntime(settings.student, replicas)
         risk = settings.risk
-        closed = gate_closed(judge, risk.alpha, risk.delta, risk.comparator)
+        uncertified = gate_closed(judge, risk.alpha, risk.delta, risk.comparator)
     runtime = TeacherRuntime(teacher, upstream)
-    return TaskRuntime(settings.name, settings, runtime, student, judge, closed)
+    return TaskRuntime(settings.name, settings, runtime, student, judge, uncertified)

@@ -46,6 +46,8 @@ def read_secrets(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
     values = [secrets.get(key.key_env) for key in config.keys]
     if len(set(values)) != len(values) and not problems:
         problems.append("keys: two keys have the same value; each principal needs its own")
+    if config.admin is not None and secrets.get(config.admin.key_env) in values and not problems:
+        problems.append("admin.key_env: the admin key must not be a client's key too")
     if problems:
         raise ConfigError(problems)
     return secrets
@@ -55,6 +57,8 @@ def named_secrets(config: Config) -> Iterator[tuple[str, str]]:
     """(key in the file, environment variable) of every secret."""
     for index, key in enumerate(config.keys):
         yield f"keys[{index}].key_env", key.key_env
+    if config.admin is not None:
+        yield "admin.key_env", config.admin.key_env
     for index, task in enumerate(config.tasks):
         if task.teacher.api_key_env:
             yield f"tasks[{index}].teacher.api_key_env", task.teacher.api_key_env

@@ -13,11 +13,12 @@ import orjson
 
 from gateway.books import Books
 from gateway.errors import GatewayError
+from gateway.judging import Judge
 from gateway.logs import log
-from gateway.schema import parse_chat
+from gateway.schema import ChatRequest, parse_chat
 from gateway.store.records import Draw, DrawState, PendingDraw
 from gateway.store.sqlite import SqliteStore
-from gateway.student import StudentFault, ask_student, student_body
+from gateway.student import StudentAnswer, StudentFault, ask_student, student_body
 from gateway.tasks import TaskRuntime, Tasks
 from gateway.teacher import TeacherCall, TeacherDown, teacher_body
 from gateway.teacher_side import completion
@@ -25,11 +26,17 @@ from gateway.upstream import UpstreamError, monotonic
 from router.comparator import comparator
 from router.confidence import TOP_LOGPROBS
 
-GIVE_UP_S = 86_400.0
-"""A draw without its second answer after a day has failed; an audit counts it as a disagreement."""
 IDLE_S = 5.0
 LONGEST_PAUSE_S = 60.0
 BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Second:
+    """The other side's completion; ``score`` is P(disagree) of a student's."""
+
+    answer: Mapping[str, Any]
+    score: float | None = None
 
 
 @dataclass(slots=True)
@@ -65,27 +72,31 @@ class DrawWorker:
         else:
             outcome = "failed" if draw.agrees is None else "agree" if draw.agrees else "disagree"
             self.books.metrics.draws.labels(job.task, outcome).inc()
+            self.books.wake_audit.set()
 
     async def _second(self, job: PendingDraw) -> Draw:
-        """Ask the other side; an outage leaves the draw pending until it is too old."""
+        """Ask the other side; an outage leaves the draw pending until it is too old: from then on
+        the audit counts it as a disagreement."""
         task, tries = self.tasks.get(job.task), job.tries + 1
-        state = DrawState.FAILED if time.time() - job.created_at > GIVE_UP_S else DrawState.PENDING
-        answer: Mapping[str, Any] | None = None
+        if task is None:
+            return Draw(0.0, job.wants, DrawState.FAILED, tries)
+        overdue = time.time() - job.created_at > task.settings.risk.audit_timeout_s
+        state = DrawState.FAILED if overdue else DrawState.PENDING
+        second: _Second | None = None
         try:
-            if task is not None:
-                ask = self._teacher if job.wants == "teacher" else self._student
-                answer = await ask(task, job)
+            ask = self._teacher if job.wants == "teacher" else self._student
+            second = await ask(task, job)
         except GatewayError as error:  # the teacher refuses this request, and always will
             log("draw_refused", id=job.exchange_id, error=str(error))
             state = DrawState.FAILED
         except (TeacherDown, StudentFault, UpstreamError, TimeoutError) as error:
             log("draw_failed", id=job.exchange_id, wants=job.wants, error=str(error))
-        if task is None or answer is None:
-            failed = DrawState.FAILED if task is None else state
-            return Draw(0.0, job.wants, failed, tries)
-        return Draw(0.0, job.wants, DrawState.DONE, tries, answer, self._agree(task, job, answer))
+        if second is None:
+            return Draw(0.0, job.wants, state, tries)
+        agrees = self._agree(task, job, second.answer)
+        return Draw(0.0, job.wants, DrawState.DONE, tries, second.answer, agrees, second.score)
 
-    async def _teacher(self, task: TaskRuntime, job: PendingDraw) -> Mapping[str, Any] | None:
+    async def _teacher(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
         request = parse_chat(orjson.dumps({**job.request, "stream": False, "stream_options": None}))
         call = TeacherCall(
             task.teacher, self.session, lambda attempt: self.books.book_spend(task.name, attempt)
@@ -99,10 +110,10 @@ class DrawWorker:
         usage = (body or {}).get("usage")
         record = call.record("ok" if body else "malformed", 200, opened.started, usage)
         self.books.book_spend(task.name, record)
-        return body
+        return _Second(body) if body is not None else None
 
-    async def _student(self, task: TaskRuntime, job: PendingDraw) -> Mapping[str, Any] | None:
-        """The student's whole answer, whatever the judge would say of it."""
+    async def _student(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
+        """The student's whole answer, whatever the judge says of it."""
         if task.student is None or task.judge is None:
             return None
         upstream = task.student.pick(monotonic())
@@ -122,10 +133,28 @@ class DrawWorker:
         try:
             async with asyncio.timeout(settings.timeout_s):
                 await answer.until_ended()
+        except StudentFault:
+            # Whole but not servable (say, of finish reason 'length'): asking again gives the same.
+            if not answer.gate.answer.finished:
+                raise
         finally:
             answer.response.close()
         head = {"id": f"chatcmpl-{job.exchange_id}", "created": 0, "model": settings.model}
-        return answer.gate.answer.completion(head, TOP_LOGPROBS)
+        body = answer.gate.answer.completion(head, TOP_LOGPROBS)
+        return _Second(body, await self._score(task.judge, job, request, answer))
+
+    @staticmethod
+    async def _score(
+        judge: Judge, job: PendingDraw, request: ChatRequest, answer: StudentAnswer
+    ) -> float | None:
+        """P(disagree), where the version that saw the request still judges and the answer could
+        have been served: under a closed gate the audit goes on with it."""
+        if judge.version != job.router or answer.gate.fault is not None:
+            return None
+        pre = await asyncio.to_thread(judge.prejudge, request.messages)
+        if pre.out or not pre.known_template:
+            return None
+        return judge.score(pre, answer.gate.prefix)
 
     @staticmethod
     def _agree(task: TaskRuntime, job: PendingDraw, answer: Mapping[str, Any]) -> bool:

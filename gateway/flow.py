@@ -94,7 +94,7 @@ class Flow:
 
     def _draw(self, turn: Turn) -> None:
         """Before any score is looked at: the probability must not depend on the verdict."""
-        turn.draw_p = turn.task.settings.risk.draw_rate
+        turn.draw_p = turn.task.draw_rate
         turn.drawn = self.rng.random() < turn.draw_p
 
     async def _prejudge(self, turn: Turn) -> Prejudgement:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from router.certify import Certificate
 from router.confidence import Prefix
+from router.drift import Reference
 from router.judge import DecodeProfile, Prejudgement
 from router.template import Message
 
@@ -19,6 +20,7 @@ class Judge(Protocol):
     threshold: float | None
     certificate: Certificate
     profile: DecodeProfile
+    reference: Reference | None
 
     def prejudge(
         self, messages: Sequence[Message], tools: Any = None, response_format: Any = None

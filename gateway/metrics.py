@@ -82,6 +82,40 @@ class Metrics:
         self.draws = Counter(
             "understudy_audit_draws", "Draws by outcome.", ["task", "outcome"], registry=registry
         )
+        self.risk_upper = Gauge(
+            "understudy_risk_upper_bound", "Anytime-valid upper bound on the served risk.",
+            ["task"], registry=registry,
+        )  # fmt: skip
+        self.risk_lower = Gauge(
+            "understudy_risk_lower_bound", "Anytime-valid lower bound on the served risk.",
+            ["task"], registry=registry,
+        )  # fmt: skip
+        self.audit_state = Gauge(
+            "understudy_audit_state", "1 for the audit's state: confirmed, unproven or refuted.",
+            ["task", "state"], registry=registry,
+        )  # fmt: skip
+        self.labels_missing = Gauge(
+            "understudy_audit_labels_missing",
+            "Labels until confirmed if errors come at the present rate; +Inf when never.",
+            ["task"], registry=registry,
+        )  # fmt: skip
+        self.suspicion = Gauge(
+            "understudy_audit_suspicion",
+            "Change detector: reaches x by chance at most once in x labels on average.",
+            ["task"], registry=registry,
+        )  # fmt: skip
+        self.draw_rate = Gauge(
+            "understudy_draw_rate", "Probability that a request is drawn now.", ["task"],
+            registry=registry,
+        )  # fmt: skip
+        self.drift = Gauge(
+            "understudy_drift_score",
+            "Population stability index of P(out) against the calibration rows.",
+            ["task"], registry=registry,
+        )  # fmt: skip
+        self.events = Counter(
+            "understudy_events", "Events of audit and gate.", ["task", "kind"], registry=registry
+        )
         self.records = Counter(
             "understudy_fallback_records", "Exchanges by what became of them.", ["state"],
             registry=registry,

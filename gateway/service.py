@@ -13,7 +13,9 @@ from typing import Any, Self
 
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.auth import Keyring, Principal
+from gateway.admin import Admin
+from gateway.auditor import Auditor
+from gateway.auth import AdminKey, Keyring, Principal
 from gateway.books import Books
 from gateway.build import build_tasks
 from gateway.capture import Capture
@@ -27,6 +29,7 @@ from gateway.metrics import Metrics
 from gateway.passthrough import Passthrough
 from gateway.schema import ChatRequest, parse_chat
 from gateway.settings import Config
+from gateway.store.audits import AuditStore
 from gateway.store.sqlite import SqliteStore
 from gateway.student_side import StudentSide
 from gateway.tasks import DEFAULT_TASK, TaskRuntime, Tasks
@@ -42,6 +45,8 @@ class Service:
 
     flow: Flow
     passthrough: Passthrough
+    auditor: Auditor
+    admin: Admin
 
     def __init__(
         self,
@@ -59,6 +64,7 @@ class Service:
         self.config = config
         self.metrics = Metrics()
         self._keyring = Keyring(config.keys, secrets)
+        self._secrets = secrets
         self.tasks = Tasks(config, build_tasks(config, secrets, encoder))
         self._rng = rng or random.Random()
         self.draining = False
@@ -73,8 +79,7 @@ class Service:
         reader = SqliteStore.read_only(self._writer.path)
         stack.callback(reader.close)
         session = await stack.enter_async_context(open_session())
-        wake = asyncio.Event()
-        books = Books(capture, self.metrics, wake)
+        books = Books(capture, self.metrics, asyncio.Event(), asyncio.Event())
         self.flow = Flow(
             StudentSide(session, books),
             TeacherSide(session, books, self._rng),
@@ -82,10 +87,17 @@ class Service:
             self._rng,
         )
         self.passthrough = Passthrough(session, self.tasks.default)
-        worker = DrawWorker(self.tasks, reader, session, books)
-        task = asyncio.create_task(_logged(worker))
-        stack.push_async_callback(_stopped, task)
+        audits = AuditStore.open(self._writer.path)
+        stack.callback(audits.close)
+        self.auditor = Auditor(self.tasks, audits, self.metrics, books.wake_audit)
         self._announce()
+        for task in self.tasks:  # a gate that an audit closed is closed from the first request on
+            await self.auditor.look(task)
+        for worker in (DrawWorker(self.tasks, reader, session, books), self.auditor):
+            stack.push_async_callback(_stopped, asyncio.create_task(_logged(worker)))
+        if self.config.admin is not None:
+            key = AdminKey(self._secrets[self.config.admin.key_env])
+            self.admin = Admin(self.tasks, self.auditor, key)
         return self
 
     async def __aexit__(
@@ -210,6 +222,7 @@ class Service:
             if task.judge is not None and task.student is not None:
                 self.metrics.threshold.labels(task.name).set(task.judge.threshold or 0.0)
                 self.metrics.gate_open.labels(task.name).set(task.closed is None)
+                self.metrics.draw_rate.labels(task.name).set(task.draw_rate)
                 self.metrics.student_info.labels(
                     task.name, task.student.settings.model, task.judge.version
                 ).set(1)
@@ -221,11 +234,11 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "understudy"}
 
 
-async def _logged(worker: DrawWorker) -> None:
+async def _logged(worker: DrawWorker | Auditor) -> None:
     try:
         await worker.run()
     except Exception as error:
-        log("draws_stopped", error=repr(error))
+        log("worker_stopped", worker=type(worker).__name__, error=repr(error))
         raise
 
 

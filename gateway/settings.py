@@ -62,6 +62,12 @@ class Key(Section):
     )
 
 
+class Admin(Section):
+    """Who may read how tasks stand, and open and close gates."""
+
+    key_env: EnvName = Field(description="Environment variable with the admin key.")
+
+
 class Price(Section):
     """USD per million tokens."""
 
@@ -114,7 +120,30 @@ class Risk(Section):
     alpha: float = Field(0.05, gt=0, lt=1, description="Largest share of disagreeing answers.")
     delta: float = Field(0.05, gt=0, lt=1, description="Probability that the promise fails.")
     comparator: Literal["label", "text"] = Field("label", description="When two answers agree.")
-    draw_rate: Share = Field(0.02, description="Share of requests that get both answers.")
+    draw_rate: Share = Field(
+        0.02,
+        description="Share of requests that get both answers; the least that the audit lives on. "
+        "0 switches the audit off.",
+    )
+    on_unproven: Literal["serve", "close", "raise_sampling"] = Field(
+        "raise_sampling",
+        description="Until the audit confirms a version: serve as usual, serve nothing, or serve "
+        "and draw more. `close` draws more too.",
+    )
+    unproven_draw_rate: Share = Field(
+        0.5, description="Share of requests that get both answers until the audit confirms."
+    )
+    audit_timeout_s: Positive = Field(
+        21_600.0,
+        description="Seconds after which a draw without its second answer counts as a "
+        "disagreement.",
+    )
+    false_alarm_labels: int = Field(
+        100_000,
+        ge=1000,
+        description="The change detector closes the gate by mistake at most once in so many "
+        "labels on average.",
+    )
 
 
 class Match(Section):
@@ -184,6 +213,7 @@ class Config(BaseSettings):
         Path(".cache/encoders"), description="Folder for the quantised encoder, built once."
     )
     keys: list[Key] = Field([], description="Client keys; without any only loopback may be bound.")
+    admin: Admin | None = Field(None, description="The admin key; without it there is no `/admin`.")
     default: Default | None = Field(None, description="Pass-through for unclaimed models.")
     passthrough_paths: list[Annotated[str, Field(pattern=r"^/v1/[a-z0-9_/-]+$")]] = Field(
         [], description="Other paths that are POSTed to the default upstream as they are."

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gateway.errors import GatewayError
 from gateway.judging import Judge
 from gateway.settings import Config, Student, Task, Teacher
+from gateway.standing import Standing
 from gateway.upstream import Timeouts, Upstream
 from router.template import Message, fingerprint
 
@@ -59,15 +60,44 @@ class StudentRuntime:
 
 @dataclass(slots=True)
 class TaskRuntime:
-    """One task, bound to its judge and upstreams. ``closed`` says why the gate is shut."""
+    """One task, bound to its judge and upstreams.
+
+    ``uncertified`` says why the certificate does not cover the configured budget; ``standing`` is
+    what the live audit last said, None before its first word.
+    """
 
     name: str
     settings: Task
     teacher: TeacherRuntime
     student: StudentRuntime | None
     judge: Judge | None
-    closed: str | None
+    uncertified: str | None
     passthrough: bool = False
+    standing: Standing | None = None
+
+    @property
+    def closed(self) -> str | None:
+        """Why the gate is shut; None while the student may serve."""
+        if self.uncertified is not None or self.standing is None:
+            return self.uncertified
+        return self.standing.closed
+
+    @property
+    def audited(self) -> bool:
+        """Whether there is a certified promise to audit."""
+        return self.student is not None and self.judge is not None and self.uncertified is None
+
+    @property
+    def draw_rate(self) -> float:
+        """The probability of a draw now. It may follow from past labels, never from a request."""
+        risk = self.settings.risk
+        raised = (
+            risk.on_unproven != "serve"
+            and risk.draw_rate > 0
+            and self.audited
+            and not (self.standing is not None and self.standing.proven)
+        )
+        return max(risk.draw_rate, risk.unproven_draw_rate) if raised else risk.draw_rate
 
 
 class Tasks:

@@ -18,6 +18,7 @@ from router.artefact import Artefact, load_artefact
 from router.certify import Certificate
 from router.confidence import NAMES, SIGNS, LengthScale, Prefix, confidence_features
 from router.distance import Distance, LinearHead, NearestPrompts
+from router.drift import Reference
 from router.encoder import Encoder
 from router.errors import ArtefactError
 from router.logistic import Logistic
@@ -99,6 +100,8 @@ class Judge:
         self._outlier = _logistic(tensors, "outlier")
         self._combine = _logistic(tensors, "combine") if "combine.coef" in tensors else None
         self._length = LengthScale(**manifest["length"])
+        reference = manifest.get("reference")
+        self.reference = Reference.from_json(reference) if reference is not None else None
         self._check_shapes()
 
     def _check_shapes(self) -> None:

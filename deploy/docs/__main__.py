@@ -9,6 +9,18 @@ from pathlib import Path
 from deploy.docs import tables
 
 FOLDER = Path(__file__).parent
+_ADMIN = (
+    "## Admin\n\nWith `admin.key_env` set, and that key as the bearer:\n\n"
+    "- `GET /admin/tasks`, `GET /admin/tasks/{name}`: versions, budget, certificate, gate, draw rate "
+    "and audit (state, bounds, labels missing and `eta_s`, the seconds to them at the present rate).\n"
+    "- `GET /admin/tasks/{name}/events`: what happened, newest first.\n"
+    '- `POST /admin/tasks/{name}/gate` with `{"open": true or false, "note": "why"}`: an '
+    "operator's word. It is in force here at once, on other replicas of the store within two "
+    "seconds. What an operator closed stays closed over new versions; what the audit closed opens "
+    "by this, or with a newly certified version.\n\n"
+    "`understudy gate` does the same through the store. Events, also counted in "
+    "`understudy_events_total`:"
+)
 PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "configuration.md": (
         "# Configuration\n\nOne YAML file, validated once at start; `understudy check-config FILE` "
@@ -28,7 +40,7 @@ PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
         "\"type\", \"param\", \"code\"}}`.",
         lambda: "\n\n".join(
             ["## Headers\n\n" + tables.headers(), "## Reasons\n\n" + tables.reasons(),
-             "## Errors\n\n" + tables.errors()]
+             "## Errors\n\n" + tables.errors(), _ADMIN, tables.events()]
         ),
     ),
     "metrics.md": ("# Metrics\n\nAll labels are bounded; none holds a user, a key or text.", tables.metrics),

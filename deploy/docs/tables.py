@@ -16,6 +16,7 @@ from gateway.cli import COMMANDS
 from gateway.errors import CODES
 from gateway.metrics import Metrics
 from gateway.settings import Config
+from gateway.store.audits import EventKind
 from gateway.verdict import Reason
 
 REASONS: Mapping[Reason, str] = {
@@ -27,12 +28,21 @@ REASONS: Mapping[Reason, str] = {
     Reason.STUDENT_ERROR: "The student failed, was cut, or gave no complete answer.",
     Reason.STUDENT_TIMEOUT: "The student took longer than `student.timeout_s`.",
     Reason.CIRCUIT_OPEN: "Every student replica failed repeatedly and is left alone for a while.",
-    Reason.GATE_CLOSED: "No certificate covers the configured risk budget: nothing is served.",
+    Reason.GATE_CLOSED: "No certificate covers the risk budget, the audit refuted it, or an operator closed it.",
     Reason.NO_STUDENT: "The task has no student; also every pass-through request.",
     Reason.TEACHER_DOWN: "The student stood in for a dead teacher (`on_teacher_down: student`).",
     Reason.DEADLINE: "The request's deadline left no time for the student before the teacher.",
     Reason.HEDGE_WON: "The teacher, started alongside the student, answered first.",
     Reason.OVERRIDE: "The client chose the side, by header or by `task:teacher`, `task:student`.",
+}
+EVENTS: Mapping[EventKind, str] = {
+    EventKind.AUDIT_BEGAN: "A version, or a changed budget, began its audit; so does reopening.",
+    EventKind.CONFIRMED: "The upper bound on the risk came to alpha or below.",
+    EventKind.UNPROVEN: "A confirmed version is so no longer: errors came, or a change is suspected.",
+    EventKind.REFUTED: "The lower bound rose above alpha, or the change detector fired.",
+    EventKind.GATE_CLOSED: "By the audit or by an operator.",
+    EventKind.GATE_OPENED: "By an operator.",
+    EventKind.DRIFT: "A block of 500 judged prompts does not look like the calibration rows.",
 }
 REQUEST_HEADERS: Mapping[str, str] = {
     "authorization": "`Bearer KEY`.",
@@ -78,6 +88,11 @@ def errors() -> str:
 def reasons() -> str:
     """Every reason."""
     return table(("reason", "meaning"), ((f"`{r}`", text) for r, text in REASONS.items()))
+
+
+def events() -> str:
+    """Every kind of event."""
+    return table(("event", "meaning"), ((f"`{k}`", text) for k, text in EVENTS.items()))
 
 
 def headers() -> str:

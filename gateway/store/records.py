@@ -47,7 +47,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The second answer to a drawn request: asked for after the fact, whoever served."""
+    """The second answer to a drawn request: asked for after the fact, whoever served.
+
+    ``score`` is P(disagree) of a student answer that was asked for after the fact.
+    """
 
     p: float
     wants: str
@@ -55,6 +58,7 @@ class Draw:
     tries: int = 0
     answer: Mapping[str, Any] | None = None
     agrees: bool | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class PendingDraw:
     created_at: float
     request: Mapping[str, Any]
     answer: Mapping[str, Any] | None
+    router: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,31 +25,8 @@ from gateway.store.records import (
     PendingDraw,
     Status,
 )
+from gateway.store.schema import migrate
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE exchanges (
-    id TEXT PRIMARY KEY, created_at REAL NOT NULL, task TEXT NOT NULL, principal TEXT NOT NULL,
-    model TEXT NOT NULL, stream INTEGER NOT NULL, status TEXT NOT NULL, served_by TEXT NOT NULL,
-    reason TEXT NOT NULL, would_be_reason TEXT NOT NULL, score REAL, threshold REAL,
-    ood_score REAL, template TEXT, student TEXT, router TEXT, arm TEXT NOT NULL, error TEXT,
-    request BLOB NOT NULL, answer BLOB, prefix BLOB, draw_p REAL, overhead_ms REAL NOT NULL,
-    total_ms REAL NOT NULL
-) STRICT;
-CREATE INDEX exchanges_by_time ON exchanges (task, created_at);
-CREATE TABLE attempts (
-    exchange_id TEXT NOT NULL REFERENCES exchanges (id), seq INTEGER NOT NULL,
-    upstream TEXT NOT NULL, role TEXT NOT NULL, outcome TEXT NOT NULL, status_code INTEGER,
-    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, cost_usd REAL NOT NULL,
-    duration_ms REAL NOT NULL, PRIMARY KEY (exchange_id, seq)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE draws (
-    exchange_id TEXT PRIMARY KEY REFERENCES exchanges (id), task TEXT NOT NULL, p REAL NOT NULL,
-    wants TEXT NOT NULL, state TEXT NOT NULL, tries INTEGER NOT NULL, answer BLOB,
-    agrees INTEGER, updated_at REAL NOT NULL
-) STRICT;
-CREATE INDEX draws_pending ON draws (updated_at) WHERE state = 'pending';
-"""
 _COLUMNS = (
     "id", "created_at", "task", "principal", "model", "stream", "status", "served_by", "reason",
     "would_be_reason", "score", "threshold", "ood_score", "template", "student", "router", "arm",
@@ -76,7 +53,7 @@ class SqliteStore:
     """The repository over one SQLite file."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._db = connection
+        self.connection = self._db = connection
         self.path = path
 
     @classmethod
@@ -92,7 +69,7 @@ class SqliteStore:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA foreign_keys=ON")
-            _migrate(db, path)
+            migrate(db, path)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{path}: cannot be opened: {error}") from error
         return cls(db, path)
@@ -141,25 +118,26 @@ class SqliteStore:
         """
         try:
             self._db.execute(
-                "UPDATE draws SET state=?, tries=?, answer=?, agrees=?, updated_at=? "
+                "UPDATE draws SET state=?, tries=?, answer=?, agrees=?, score=?, updated_at=? "
                 "WHERE exchange_id=?",
-                (draw.state.value, draw.tries, _dump(draw.answer), draw.agrees, now, exchange_id),
-            )
+                (draw.state.value, draw.tries, _dump(draw.answer), draw.agrees, draw.score, now,
+                 exchange_id),
+            )  # fmt: skip
         except (sqlite3.Error, TypeError, ValueError) as error:
             raise StoreError(f"{self.path}: {error}") from error
 
     def pending_draws(self, limit: int) -> list[PendingDraw]:
         """The oldest draws that wait for their second answer."""
         rows = self._db.execute(
-            "SELECT d.exchange_id, d.task, d.wants, d.tries, e.created_at, e.request, e.answer "
-            "FROM draws d "
+            "SELECT d.exchange_id, d.task, d.wants, d.tries, e.created_at, e.request, e.answer, "
+            "e.router FROM draws d "
             "JOIN exchanges e ON e.id = d.exchange_id WHERE d.state='pending' "
             "ORDER BY d.updated_at LIMIT ?",
             (limit,),
         )
         return [
-            PendingDraw(id_, task, wants, tries, created_at, _load(request), _load(answer))
-            for id_, task, wants, tries, created_at, request, answer in rows
+            PendingDraw(id_, task, wants, tries, at, _load(request), _load(answer), router)
+            for id_, task, wants, tries, at, request, answer, router in rows
         ]
 
     def read(self, which: Filter) -> Iterator[Exchange]:
@@ -223,29 +201,17 @@ class SqliteStore:
 
     def _draw(self, exchange_id: str) -> Draw | None:
         row = self._db.execute(
-            "SELECT p, wants, state, tries, answer, agrees FROM draws WHERE exchange_id=?",
+            "SELECT p, wants, state, tries, answer, agrees, score FROM draws WHERE exchange_id=?",
             (exchange_id,),
         ).fetchone()
         if row is None:
             return None
         agrees = None if row[5] is None else bool(row[5])
-        return Draw(row[0], row[1], DrawState(row[2]), row[3], _load(row[4]), agrees)
+        return Draw(row[0], row[1], DrawState(row[2]), row[3], _load(row[4]), agrees, row[6])
 
     def _roll_back(self) -> None:
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
-
-
-def _migrate(db: sqlite3.Connection, path: Path) -> None:
-    db.execute("BEGIN IMMEDIATE")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise StoreError(f"{path}: written by a newer version (schema {version}); upgrade first")
-    if version == 0:
-        for statement in filter(str.strip, SCHEMA.split(";")):
-            db.execute(statement)
-        db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-    db.execute("COMMIT")
 
 
 def _column(exchange: Exchange, name: str) -> Any:

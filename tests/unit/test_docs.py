@@ -11,6 +11,7 @@ from deploy.docs import tables
 from deploy.docs.__main__ import FOLDER, PAGES, page
 from gateway.errors import CODES
 from gateway.settings import Config
+from gateway.store.audits import EventKind
 from gateway.verdict import Reason
 from tests.fakes.rig import ROOT
 
@@ -28,6 +29,7 @@ def test_every_setting_has_a_meaning() -> None:
 
 def test_every_reason_and_code_is_explained() -> None:
     assert set(tables.REASONS) == set(Reason)
+    assert set(tables.EVENTS) == set(EventKind)
     assert all(info.meaning for info in CODES.values())
 
 

@@ -1,0 +1,151 @@
+"""``understudy gate``: how tasks stand with their promise, and an operator's word, through the
+store. Running gateways follow within two seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from gateway.auditor import close_gate, open_gate
+from gateway.config_file import load_config, store_path
+from gateway.errors import ConfigError, StoreError
+from gateway.settings import Config, Task
+from gateway.store.audits import AuditStore, Claim
+from router.artefact import load_artefact
+from router.audit import Audit
+from router.errors import RouterError
+
+app = typer.Typer(no_args_is_help=True, help="Show, open and close the gates of tasks.")
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")]
+TaskName = Annotated[str | None, typer.Option(help="Task; the first by default.")]
+Note = Annotated[str, typer.Option(help="Why; kept with the event.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    audit: Audit
+    claim: Claim
+    store: AuditStore
+
+
+@app.command()
+def show(
+    config: ConfigFile,
+    task: TaskName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show a task's gate, its audit, and the latest events."""
+    with _case(config, task) as case:
+        found = _shown(case)
+    typer.echo(json.dumps(found) if as_json else _readable(found))
+
+
+@app.command("open")
+def open_(config: ConfigFile, note: Note, task: TaskName = None) -> None:
+    """Open a gate on an operator's word; where the audit had refuted, it begins anew."""
+    with _case(config, task) as case:
+        open_gate(case.store, case.audit, case.claim, note, getpass.getuser(), time.time())
+        typer.echo(f"{case.claim.task}: open for {case.claim.router}")
+
+
+@app.command()
+def close(config: ConfigFile, note: Note, task: TaskName = None) -> None:
+    """Close a gate for every version of a task, until it is opened again."""
+    with _case(config, task) as case:
+        close_gate(case.store, case.claim.task, note, getpass.getuser(), time.time())
+        typer.echo(f"{case.claim.task}: closed")
+
+
+@contextlib.contextmanager
+def _case(path: Path, name: str | None) -> Iterator[_Case]:
+    try:
+        config = load_config(path)
+        settings = _task(config, name)
+        assert settings.router is not None
+        risk = settings.risk
+        version = load_artefact(settings.router.artefact).version
+        if not store_path(config).is_file():
+            _fail(f"{store_path(config)}: no such store; has the gateway run with this file?")
+        with contextlib.closing(AuditStore.open(store_path(config))) as store:
+            claim = Claim(settings.name, version, risk.alpha, risk.delta)
+            audit = Audit(risk.alpha, risk.delta, risk.false_alarm_labels)
+            yield _Case(audit, claim, store)
+    except (ConfigError, RouterError, StoreError) as error:
+        _fail(f"{path}: {error}")
+
+
+def _task(config: Config, name: str | None) -> Task:
+    for task in config.tasks:
+        if name in (None, task.name) and task.router is not None:
+            return task
+    raise ConfigError([f"there is no task {name!r} with a router" if name else "no task is judged"])
+
+
+def _shown(case: _Case) -> dict[str, Any]:
+    claim, store, audit = case.claim, case.store, case.audit
+    epoch, gate = store.epoch(claim), store.gate(claim.task, claim.router)
+    found: dict[str, Any] = {
+        "task": claim.task,
+        "router": claim.router,
+        "alpha": claim.alpha,
+        "gate": "closed" if gate is not None and gate.closed else "open",
+        "gate_reason": None if gate is None else f"{gate.by}: {gate.reason}",
+        "audit": None,
+        "events": [
+            {"at": e.at, "kind": e.kind.value, **e.detail} for e in store.events(claim.task, 10)
+        ],
+    }
+    if epoch is not None:
+        bounds = audit.bounds(epoch.state)
+        found["audit"] = {
+            "status": audit.status(epoch.state).value,
+            "number": epoch.state.number,
+            "labels": epoch.state.labels,
+            "errors": epoch.state.errors,
+            "risk_lower_bound": bounds.lower,
+            "risk_upper_bound": bounds.upper,
+            "labels_missing": audit.labels_missing(epoch.state),
+        }
+    return found
+
+
+def _readable(found: dict[str, Any]) -> str:
+    lines = [
+        f"task    {found['task']}  {found['router']}",
+        f"gate    {found['gate']}" + (f" ({found['gate_reason']})" if found["gate_reason"] else ""),
+    ]
+    audit = found["audit"]
+    if audit is None:
+        lines.append("audit   has not begun for this version and budget")
+    else:
+        missing = audit["labels_missing"]
+        lines.append(
+            f"audit   {audit['status']}: risk between {audit['risk_lower_bound']:.4f} and "
+            f"{audit['risk_upper_bound']:.4f}, budget {found['alpha']:g}; {audit['errors']} of "
+            f"{audit['labels']} labels disagree"
+        )
+        if audit["status"] == "unproven":
+            lines.append(
+                "        "
+                + ("errors come too often to be confirmed" if missing is None else
+                   f"{missing} more labels confirm it if errors come at this rate")
+            )  # fmt: skip
+    for event in found["events"]:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.pop("at")))
+        kind = event.pop("kind")
+        lines.append(f"{at}  {kind}  " + ", ".join(f"{k}={v}" for k, v in event.items()))
+    return "\n".join(lines)
+
+
+def _fail(problem: str) -> NoReturn:
+    typer.echo(f"error: {problem}", err=True)
+    raise typer.Exit(1)

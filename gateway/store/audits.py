@@ -1,0 +1,260 @@
+"""The audit's memory in the store: epochs, gates, events, and labels in the order of drawing.
+
+Every replica advances the same rows; one transaction reads labels, feeds them and writes the
+epoch, so that each label counts once whoever applies it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from gateway.errors import StoreError
+from gateway.store.records import DrawState
+from gateway.store.sqlite import SqliteStore
+from router.audit import AuditState, AuditStatus
+
+ANY_VERSION = ""
+"""Stands for every version in ``gates``: what an operator closed stays closed over promotions."""
+
+
+class EventKind(StrEnum):
+    """What ops may want to know of, in the store and in ``understudy_events_total``."""
+
+    AUDIT_BEGAN = "audit_began"
+    CONFIRMED = "confirmed"
+    UNPROVEN = "unproven"
+    REFUTED = "refuted"
+    GATE_CLOSED = "gate_closed"
+    GATE_OPENED = "gate_opened"
+    DRIFT = "drift"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an epoch is about: one version under one promise."""
+
+    task: str
+    router: str
+    alpha: float
+    delta: float
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One row of ``audits``. ``cursor`` is the last draw that was applied; ``drift_from`` the time
+    up to which scores were compared, ``drift`` the last comparison's result."""
+
+    claim: Claim
+    opened_at: float
+    cursor: int
+    state: AuditState
+    status: AuditStatus
+    drift_from: float
+    drift: float | None = None
+    drifting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """A drawn answer that the student served, or would have served under a closed gate.
+
+    ``disagrees`` is None while (or because) there is no second answer. ``served`` is False under
+    a closed gate: there a missing student answer would not have been served either.
+    """
+
+    seq: int
+    served: bool
+    created_at: float
+    state: DrawState
+    disagrees: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class GateRow:
+    """Who opened or closed a gate, when and why."""
+
+    closed: bool
+    reason: str
+    by: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a task; ``detail`` is small and free of prompt text."""
+
+    seq: int
+    at: float
+    task: str
+    kind: EventKind
+    detail: Mapping[str, Any]
+
+
+_COUNTS = """
+(e.served_by = 'student' AND e.reason = 'in_distribution')
+OR (e.reason = 'gate_closed' AND (d.score < e.threshold OR d.state = 'pending'))
+"""
+_LABELS = f"""
+SELECT d.seq, e.served_by = 'student', e.created_at, d.state, d.agrees
+FROM draws d JOIN exchanges e ON e.id = d.exchange_id
+WHERE d.task = ? AND d.seq > ? AND e.router = ? AND ({_COUNTS}) ORDER BY d.seq LIMIT ?
+"""
+_SAVE = """
+INSERT OR REPLACE INTO audits (task, number, router, alpha, delta, opened_at, cursor, labels,
+    errors, detector, refuted, status, drift_from, drift, drifting, updated_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_EPOCH = """
+SELECT number, opened_at, cursor, labels, errors, detector, refuted, status, drift_from, drift,
+    drifting
+FROM audits WHERE task = ? AND router = ? AND alpha = ? AND delta = ? ORDER BY number DESC LIMIT 1
+"""
+
+
+class AuditStore:
+    """The audit's tables of one SQLite file, over a connection of their own."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self._db = store.connection
+
+    @classmethod
+    def open(cls, path: Path) -> AuditStore:
+        """Open the file; creates and migrates it as ``SqliteStore.open`` does.
+
+        Raises:
+            StoreError: the file cannot be opened.
+        """
+        return cls(SqliteStore.open(path))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._store.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything within happens or nothing does, alone among writers.
+
+        Raises:
+            StoreError: the store cannot be read or written; nothing happened.
+        """
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._store.path}: {error}") from error
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def epoch(self, claim: Claim) -> Epoch | None:
+        """The latest epoch of a claim."""
+        row = self._db.execute(
+            _EPOCH, (claim.task, claim.router, claim.alpha, claim.delta)
+        ).fetchone()
+        if row is None:
+            return None
+        number, opened_at, cursor, labels, errors, detector, refuted, status, *drift = row
+        values = (float("-inf") if v is None else v for v in orjson.loads(detector))
+        state = AuditState(number, labels, errors, tuple(values), refuted)
+        since, value, drifting = drift
+        return Epoch(
+            claim, opened_at, cursor, state, AuditStatus(status), since, value, bool(drifting)
+        )
+
+    def next_number(self, task: str) -> int:
+        """The number of the task's next epoch, from 1: delta is spent over it."""
+        sql = "SELECT coalesce(max(number), 0) + 1 FROM audits WHERE task = ?"
+        return int(self._db.execute(sql, (task,)).fetchone()[0])
+
+    def last_draw(self, task: str) -> int:
+        """Sequence number of the task's latest draw; 0 before the first."""
+        sql = "SELECT coalesce(max(seq), 0) FROM draws WHERE task = ?"
+        return int(self._db.execute(sql, (task,)).fetchone()[0])
+
+    def save(self, epoch: Epoch, now: float) -> None:
+        """Write an epoch."""
+        claim, state = epoch.claim, epoch.state
+        # JSON has no infinity: orjson writes null.
+        detector = orjson.dumps(state.detector)
+        self._db.execute(
+            _SAVE,
+            (claim.task, state.number, claim.router, claim.alpha, claim.delta, epoch.opened_at,
+             epoch.cursor, state.labels, state.errors, detector, state.refuted,
+             epoch.status.value, epoch.drift_from, epoch.drift, int(epoch.drifting), now),
+        )  # fmt: skip
+
+    def labels(self, epoch: Epoch, limit: int) -> list[LabelRow]:
+        """Draws after the epoch's cursor that its labels come from, in the order of drawing."""
+        values = (epoch.claim.task, epoch.cursor, epoch.claim.router, limit)
+        return [
+            LabelRow(
+                seq, bool(served), at, DrawState(state), None if agrees is None else not agrees
+            )
+            for seq, served, at, state, agrees in self._db.execute(_LABELS, values)
+        ]
+
+    def labels_since(self, claim: Claim, since: float) -> int:
+        """How many draws have given labels, or will, since a time (Unix seconds)."""
+        sql = (
+            "SELECT count(*) FROM exchanges e JOIN draws d ON d.exchange_id = e.id WHERE e.task = ?"
+            f" AND e.created_at >= ? AND e.router = ? AND ({_COUNTS})"
+        )
+        return int(self._db.execute(sql, (claim.task, since, claim.router)).fetchone()[0])
+
+    def scores(self, epoch: Epoch, limit: int) -> list[tuple[float, float]]:
+        """(time, P(out)) of judged exchanges after ``drift_from``, oldest first."""
+        sql = (
+            "SELECT created_at, ood_score FROM exchanges WHERE task = ? AND created_at > ? AND "
+            "router = ? AND ood_score IS NOT NULL AND reason <> 'override' "
+            "ORDER BY created_at LIMIT ?"
+        )
+        claim = epoch.claim
+        rows = self._db.execute(sql, (claim.task, epoch.drift_from, claim.router, limit))
+        return [(at, score) for at, score in rows]
+
+    def gate(self, task: str, router: str) -> GateRow | None:
+        """Whether and why the gate of a version is closed; an operator's closing of the whole
+        task comes before the version's own row."""
+        row = self._db.execute(
+            "SELECT closed, reason, by, at FROM gates WHERE task = ? AND router IN (?, ?) "
+            "ORDER BY closed DESC, router LIMIT 1",
+            (task, ANY_VERSION, router),
+        ).fetchone()
+        return None if row is None else GateRow(bool(row[0]), *row[1:])
+
+    def set_gate(self, task: str, router: str, row: GateRow) -> None:
+        """Open or close the gate of one version, or of ``ANY_VERSION``."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO gates (task, router, closed, reason, by, at) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            (task, router, int(row.closed), row.reason, row.by, row.at),
+        )
+
+    def add_event(self, at: float, task: str, kind: EventKind, **detail: Any) -> None:
+        """Record that something happened."""
+        self._db.execute(
+            "INSERT INTO events (at, task, kind, detail) VALUES (?, ?, ?, ?)",
+            (at, task, kind.value, orjson.dumps(detail)),
+        )
+
+    def events(self, task: str, limit: int = 50, after: int = 0) -> list[Event]:
+        """The latest events of a task, newest first."""
+        rows = self._db.execute(
+            "SELECT seq, at, task, kind, detail FROM events WHERE task = ? AND seq > ? "
+            "ORDER BY seq DESC LIMIT ?",
+            (task, after, limit),
+        )
+        return [
+            Event(seq, at, name, EventKind(kind), orjson.loads(detail))
+            for seq, at, name, kind, detail in rows
+        ]

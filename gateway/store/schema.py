@@ -1,0 +1,88 @@
+"""The SQLite schema, and how an older file becomes the present one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+
+from gateway.errors import StoreError
+
+_EXCHANGES = """
+CREATE TABLE exchanges (
+    id TEXT PRIMARY KEY, created_at REAL NOT NULL, task TEXT NOT NULL, principal TEXT NOT NULL,
+    model TEXT NOT NULL, stream INTEGER NOT NULL, status TEXT NOT NULL, served_by TEXT NOT NULL,
+    reason TEXT NOT NULL, would_be_reason TEXT NOT NULL, score REAL, threshold REAL,
+    ood_score REAL, template TEXT, student TEXT, router TEXT, arm TEXT NOT NULL, error TEXT,
+    request BLOB NOT NULL, answer BLOB, prefix BLOB, draw_p REAL, overhead_ms REAL NOT NULL,
+    total_ms REAL NOT NULL
+) STRICT;
+CREATE INDEX exchanges_by_time ON exchanges (task, created_at);
+CREATE TABLE attempts (
+    exchange_id TEXT NOT NULL REFERENCES exchanges (id), seq INTEGER NOT NULL,
+    upstream TEXT NOT NULL, role TEXT NOT NULL, outcome TEXT NOT NULL, status_code INTEGER,
+    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, cost_usd REAL NOT NULL,
+    duration_ms REAL NOT NULL, PRIMARY KEY (exchange_id, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE draws (
+    exchange_id TEXT PRIMARY KEY REFERENCES exchanges (id), task TEXT NOT NULL, p REAL NOT NULL,
+    wants TEXT NOT NULL, state TEXT NOT NULL, tries INTEGER NOT NULL, answer BLOB,
+    agrees INTEGER, updated_at REAL NOT NULL
+) STRICT;
+CREATE INDEX draws_pending ON draws (updated_at) WHERE state = 'pending'
+"""
+
+_AUDIT = """
+CREATE TABLE numbered_draws (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    exchange_id TEXT NOT NULL UNIQUE REFERENCES exchanges (id), task TEXT NOT NULL,
+    p REAL NOT NULL, wants TEXT NOT NULL, state TEXT NOT NULL, tries INTEGER NOT NULL,
+    answer BLOB, agrees INTEGER, score REAL, updated_at REAL NOT NULL
+) STRICT;
+INSERT INTO numbered_draws
+    (exchange_id, task, p, wants, state, tries, answer, agrees, updated_at)
+    SELECT exchange_id, task, p, wants, state, tries, answer, agrees, updated_at
+    FROM draws ORDER BY rowid;
+DROP TABLE draws;
+ALTER TABLE numbered_draws RENAME TO draws;
+CREATE INDEX draws_pending ON draws (updated_at) WHERE state = 'pending';
+CREATE INDEX draws_in_order ON draws (task, seq);
+CREATE TABLE audits (
+    task TEXT NOT NULL, number INTEGER NOT NULL, router TEXT NOT NULL, alpha REAL NOT NULL,
+    delta REAL NOT NULL, opened_at REAL NOT NULL, cursor INTEGER NOT NULL, labels INTEGER NOT NULL,
+    errors INTEGER NOT NULL, detector BLOB NOT NULL, refuted TEXT, status TEXT NOT NULL,
+    drift_from REAL NOT NULL, drift REAL, drifting INTEGER NOT NULL, updated_at REAL NOT NULL,
+    PRIMARY KEY (task, number)
+) STRICT;
+CREATE TABLE gates (
+    task TEXT NOT NULL, router TEXT NOT NULL, closed INTEGER NOT NULL, reason TEXT NOT NULL,
+    by TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (task, router)
+) STRICT;
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, task TEXT NOT NULL,
+    kind TEXT NOT NULL, detail BLOB NOT NULL
+) STRICT;
+CREATE INDEX events_by_task ON events (task, seq)
+"""
+
+_STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT}
+"""What takes a file of that version to the next one."""
+
+SCHEMA_VERSION = len(_STEPS)
+
+
+def migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring a file to the present schema, in one transaction.
+
+    Raises:
+        StoreError: a newer version wrote it.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise StoreError(f"{path}: written by a newer version (schema {version}); upgrade first")
+    for step in range(version, SCHEMA_VERSION):
+        for statement in _STEPS[step].split(";"):
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    db.execute("COMMIT")
