@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distill.answers import StudentEndpoint, with_student_answers
 from router.data import Data
-from router.encoder import load_encoder
+from router.encoder import load_encoders
 from router.errors import RouterError
 from router.evaluate import Scored, evaluate
 from router.fit import FitSettings, fit_artefact
@@ -70,7 +70,7 @@ def fit(
             student_sha256=_sha256(student_manifest),
             seed=seed,
         )
-        artefact = fit_artefact(data, settings, load_encoder(cache), out, _notes.print)
+        artefact = fit_artefact(data, settings, load_encoders(cache), out, _notes.print)
     certificate = artefact.manifest["certificate"]
     typer.echo(json.dumps({"artefact": str(out), "version": artefact.version, **certificate}))
 
@@ -88,7 +88,7 @@ def evaluate_command(
 ) -> None:
     """Measure how well an artefact tells the student's traffic from the rest."""
     with _one_sentence():
-        judge = Judge.load(artefact, load_encoder(cache))
+        judge = Judge.load(artefact, load_encoders(cache))
         scored, metrics = evaluate(judge, read_rows(source, system))
         if out is not None:
             write_rows(out, map(_scored_json, scored))

@@ -9,13 +9,13 @@ from gateway.judging import gate_closed
 from gateway.settings import Config, Task
 from gateway.tasks import StudentRuntime, TaskRuntime, TeacherRuntime
 from gateway.upstream import Upstream
-from router.encoder import Encoder, load_encoder
+from router.encoder import Encoders, load_encoders
 from router.errors import RouterError
 from router.judge import Judge
 
 
 def build_tasks(
-    config: Config, secrets: Mapping[str, str], encoder: Encoder | None = None
+    config: Config, secrets: Mapping[str, str], encoders: Encoders | None = None
 ) -> list[TaskRuntime]:
     """Every task, its artefact loaded and checked.
 
@@ -28,8 +28,8 @@ def build_tasks(
         judge = None
         if settings.router is not None:
             try:
-                encoder = encoder or load_encoder(config.cache)
-                judge = Judge.load(settings.router.artefact, encoder)
+                encoders = encoders or load_encoders(config.cache)
+                judge = Judge.load(settings.router.artefact, encoders)
                 _check_judge(settings, judge)
             except (RouterError, ConfigError) as error:
                 problems.append(f"tasks[{index}].router.artefact: {error}")

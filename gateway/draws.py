@@ -24,7 +24,7 @@ from gateway.teacher import TeacherCall, TeacherDown, teacher_body
 from gateway.teacher_side import completion
 from gateway.upstream import UpstreamError, monotonic
 from router.comparator import comparator
-from router.confidence import TOP_LOGPROBS
+from router.confidence import TOP_LOGPROBS, Prefix
 
 IDLE_S = 5.0
 LONGEST_PAUSE_S = 60.0
@@ -151,10 +151,8 @@ class DrawWorker:
         have been served: under a closed gate the audit goes on with it."""
         if judge.version != job.router or answer.gate.fault is not None:
             return None
-        pre = await asyncio.to_thread(judge.prejudge, request.messages)
-        if pre.out or not pre.known_template:
-            return None
-        return judge.score(pre, answer.gate.prefix)
+        prefix = answer.gate.prefix
+        return await asyncio.to_thread(_settled, judge, request, prefix)
 
     @staticmethod
     def _agree(task: TaskRuntime, job: PendingDraw, answer: Mapping[str, Any]) -> bool:
@@ -162,6 +160,16 @@ class DrawWorker:
         first, second = answer_text(job.answer or {}), answer_text(answer)
         student, teacher = (first, second) if job.wants == "teacher" else (second, first)
         return agree(student, teacher)
+
+
+def _settled(judge: Judge, request: ChatRequest, prefix: Prefix) -> float | None:
+    pre = judge.prejudge(request.messages)
+    if pre.undecided:
+        pre = judge.refine(pre)
+    if pre.out or not pre.known_template:
+        return None
+    refined, score = judge.settle(pre, prefix)
+    return None if refined.out else score
 
 
 def answer_text(completion: Mapping[str, Any]) -> str:

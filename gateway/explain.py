@@ -17,7 +17,7 @@ from gateway.settings import Config, Task
 from gateway.student import StudentFault, ask_student, student_body
 from gateway.upstream import Upstream, open_session
 from gateway.verdict import Reason, ServedBy
-from router.encoder import load_encoder
+from router.encoder import load_encoders
 from router.judge import Judge, Prejudgement
 
 
@@ -41,13 +41,13 @@ def explain(
     settings = _task(config, task)
     if settings.router is None:
         raise ConfigError([f"task {settings.name!r} has no router"])
-    judge = Judge.load(settings.router.artefact, load_encoder(config.cache))
+    judge = Judge.load(settings.router.artefact, load_encoders(config.cache))
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
     body = {"model": settings.name, "messages": messages, "temperature": 0}
     request = parse_chat(json.dumps(body).encode())
-    case = _Case(settings, judge, request, judge.prejudge(request.messages))
+    case = _Case(settings, judge, request, judge.refine(judge.prejudge(request.messages)))
     reason = _reason_before(case, system)
     gate, note = None, None
     if ask and settings.student is not None and reason in {None, Reason.GATE_CLOSED}:
@@ -104,7 +104,7 @@ def _result(
 ) -> dict[str, Any]:
     judge, pre = case.judge, case.pre
     prefix = gate.prefix if gate is not None and not gate.fault else None
-    score = judge.score(pre, prefix) if prefix is not None else None
+    score = judge.score(pre, prefix).value if prefix is not None else None
     served, why = _verdict(judge, reason, score, gate)
     weighed = judge.contributions(pre, prefix)
     return {

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from router.certify import Certificate
 from router.confidence import Prefix
 from router.drift import Reference
-from router.judge import DecodeProfile, Prejudgement
+from router.judge import DecodeProfile, Prejudgement, Score
 from router.template import Message
 
 
@@ -25,11 +25,19 @@ class Judge(Protocol):
     def prejudge(
         self, messages: Sequence[Message], tools: Any = None, response_format: Any = None
     ) -> Prejudgement:
-        """Template and P(out) of a prompt."""
+        """Template, and what the static tier says of a prompt."""
         ...
 
-    def score(self, pre: Prejudgement, prefix: Prefix) -> float:
-        """P(disagree) of a student answer."""
+    def refine(self, pre: Prejudgement) -> Prejudgement:
+        """The sentence encoder's word on it."""
+        ...
+
+    def score(self, pre: Prejudgement, prefix: Prefix) -> Score:
+        """P(disagree) of a student answer, or that the prompt needs refining first."""
+        ...
+
+    def settle(self, pre: Prejudgement, prefix: Prefix) -> tuple[Prejudgement, float]:
+        """The score, refined where it needs to be; infinite where the prompt proves to be out."""
         ...
 
 

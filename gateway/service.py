@@ -8,6 +8,7 @@ import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +28,7 @@ from gateway.ids import new_id
 from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.passthrough import Passthrough
+from gateway.refine import Refiner
 from gateway.schema import ChatRequest, parse_chat
 from gateway.settings import Config
 from gateway.store.audits import AuditStore
@@ -37,7 +39,10 @@ from gateway.teacher_side import TeacherSide
 from gateway.turn import Reply, Route, Turn
 from gateway.upstream import monotonic, open_session
 from gateway.wishes import read_wishes
-from router.encoder import Encoder
+from router.encoder import Encoders
+
+JUDGING_THREADS = 2
+"""Threads for the sentence encoder, which releases the interpreter's lock while it computes."""
 
 
 class Service:
@@ -53,9 +58,9 @@ class Service:
         config: Config,
         secrets: Mapping[str, str],
         rng: random.Random | None = None,
-        encoder: Encoder | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
-        """Load judges and keys; ``encoder`` is shared where several services live in a process.
+        """Load judges and keys; ``encoders`` are shared where several services live in a process.
 
         Raises:
             ConfigError: an artefact cannot be used with this configuration.
@@ -65,7 +70,7 @@ class Service:
         self.metrics = Metrics()
         self._keyring = Keyring(config.keys, secrets)
         self._secrets = secrets
-        self.tasks = Tasks(config, build_tasks(config, secrets, encoder))
+        self.tasks = Tasks(config, build_tasks(config, secrets, encoders))
         self._rng = rng or random.Random()
         self.draining = False
         self._stack = contextlib.AsyncExitStack()
@@ -80,10 +85,13 @@ class Service:
         stack.callback(reader.close)
         session = await stack.enter_async_context(open_session())
         books = Books(capture, self.metrics, asyncio.Event(), asyncio.Event())
+        pool = stack.enter_context(ThreadPoolExecutor(JUDGING_THREADS, "judge"))
+        refiner = Refiner(pool, books)
         self.flow = Flow(
-            StudentSide(session, books),
+            StudentSide(session, books, refiner),
             TeacherSide(session, books, self._rng),
             books,
+            refiner,
             self._rng,
         )
         self.passthrough = Passthrough(session, self.tasks.default)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,7 +76,7 @@ class StudentAnswer:
     started: float
     held: deque[dict[str, Any]] = field(default_factory=deque)
 
-    async def until_released(self, judge: Callable[[Prefix], bool]) -> None:
+    async def until_released(self, judge: Callable[[Prefix], Awaitable[bool]]) -> None:
         """Read until the answer may go out.
 
         Raises:
@@ -105,7 +105,7 @@ class StudentAnswer:
             await self._step(None)
         return self.held.popleft() if self.held else None
 
-    async def _step(self, judge: Callable[[Prefix], bool] | None) -> None:
+    async def _step(self, judge: Callable[[Prefix], Awaitable[bool]] | None) -> None:
         try:
             event = await self._event()
         except UpstreamError as error:
@@ -119,7 +119,7 @@ class StudentAnswer:
             if signal is Signal.FAULT:
                 raise StudentFault(self.gate.fault or "fault")
             if signal is Signal.JUDGE and judge is not None:
-                if not judge(self.gate.prefix):
+                if not await judge(self.gate.prefix):
                     raise NotConfident
                 self.gate.accept()
 

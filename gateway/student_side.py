@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 import aiohttp
 
 from gateway.books import Books, ClientStream
 from gateway.errors import GatewayError
+from gateway.refine import Refiner
 from gateway.store.records import Attempt
 from gateway.student import NotConfident, StudentAnswer, StudentFault, ask_student, student_body
 from gateway.tasks import StudentRuntime
@@ -36,6 +37,7 @@ class StudentSide:
 
     session: aiohttp.ClientSession
     books: Books
+    refiner: Refiner
 
     def budget_s(self, turn: Turn) -> float:
         """Seconds the student may take: its own limit, or what a deadline leaves after keeping
@@ -78,7 +80,7 @@ class StudentSide:
                 f"Task '{name}' has no student that can answer now; ask '{name}'.",
             )
         limit = student.settings.timeout_s
-        end = await self._call(turn, student, upstream, limit, lambda _: True)
+        end = await self._call(turn, student, upstream, limit, _accepted)
         if end.answer is None:
             raise GatewayError(
                 "student_unavailable",
@@ -92,7 +94,7 @@ class StudentSide:
         student: StudentRuntime,
         upstream: Upstream,
         budget_s: float,
-        accept: Callable[[Prefix], bool],
+        accept: Callable[[Prefix], Awaitable[bool]],
     ) -> _Outcome:
         answer: StudentAnswer | None = None
         end = _Outcome(None, Reason.STUDENT_ERROR, "abandoned")
@@ -129,17 +131,20 @@ class StudentSide:
             timeout_s=student.settings.timeout_s,
         )
 
-    def _confident(self, turn: Turn, pre: Prejudgement, prefix: Prefix) -> bool:
+    async def _confident(self, turn: Turn, pre: Prejudgement, prefix: Prefix) -> bool:
         judge = turn.task.judge
         assert judge is not None
         assert judge.threshold is not None
         started = time.perf_counter()
         turn.prefix = prefix
         score = judge.score(pre, prefix)
-        turn.scored(score)
-        self.books.metrics.disagree_score.labels(turn.task.name).observe(score)
         self.books.spent(turn, "score", started)
-        return score < judge.threshold
+        if not score.settled:
+            pre = await self.refiner.refine(turn, judge, pre)
+            score = judge.score(pre, prefix)
+        turn.scored(score.value)
+        self.books.metrics.disagree_score.labels(turn.task.name).observe(score.value)
+        return not pre.out and score.value < judge.threshold
 
     def _settle(
         self,
@@ -188,3 +193,8 @@ class StudentSide:
             yield await out.fail(f"student_{fault.outcome}")
         finally:
             out.leave(answer.response)
+
+
+async def _accepted(prefix: Prefix) -> bool:
+    """Nobody judges: the client, or a dead teacher, left no choice."""
+    return True

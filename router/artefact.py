@@ -19,7 +19,7 @@ import numpy.typing as npt
 from router.errors import ArtefactError
 from router.folders import new_folder
 
-FORMAT = "understudy-router/1"
+FORMAT = "understudy-router/2"
 MANIFEST = "manifest.json"
 TENSORS = "router.safetensors"
 PROMPTS = "prompts.json"

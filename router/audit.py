@@ -20,7 +20,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from router.betting import RiskEvidence
+from router.betting import RiskEvidence, spent_delta
 
 SUSPICION_LABELS = 2000
 """While the detector stands above this, 'confirmed' is withheld. Reached by chance at most once
@@ -59,11 +59,6 @@ class Bounds:
 
     lower: float
     upper: float
-
-
-def spent_delta(delta: float, number: int) -> float:
-    """The share of ``delta`` for the ``number``-th of an endless sequence: 6 delta / (pi k)^2."""
-    return 6.0 * delta / (math.pi * number) ** 2
 
 
 class Audit:

@@ -126,6 +126,11 @@ def weighted_risk_p_value(
     return float(min(1.0, np.exp(math.log(BETS) - capital.max())))
 
 
+def spent_delta(delta: float, number: int) -> float:
+    """The share of ``delta`` for the ``number``-th of an endless sequence: 6 delta / (pi k)^2."""
+    return 6.0 * delta / (math.pi * number) ** 2
+
+
 def effective_sample_size(weight: Floats) -> float:
     """Kish's effective number of equally weighted rows: (sum w)^2 / sum w^2."""
     return float(weight.sum() ** 2 / (weight**2).sum()) if len(weight) else 0.0

@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
+from router.betting import effective_sample_size, spent_delta, weighted_risk_p_value
 from router.comparator import Name
 
+BOOTSTRAPS = 400
 GRID_STEP = 0.005
 """Grid resolution: share of combine rows between neighbouring thresholds."""
 
@@ -31,7 +33,14 @@ class Certificate:
 
     ``status`` is ``certified`` or ``none``; with ``none`` nothing may be served and ``reason``
     says why. ``n`` and ``k`` are served calibration rows and disagreements among them;
-    ``missing`` is how many more served rows without an error would be needed.
+    ``missing`` is how many more served rows without an error would be needed. ``delta`` is this
+    certificate's own: of a promise that is renewed, ``promotion`` says the how-manieth share of
+    the promise's delta it is (None: the promise is per version). ``method`` is ``binomial`` for
+    rows of equal weight, ``betting`` where they keep weights; ``effective_rows`` is Kish's.
+    ``groups`` counts distinct prompts, and ``bootstrap_upper`` is the 1 - delta quantile of the
+    served risk over resampled groups: well above alpha, and few prompts decided.
+    ``false_agree_rate`` is the comparator's where gold is known: the true risk is at most that
+    much higher.
     """
 
     status: str
@@ -48,6 +57,11 @@ class Certificate:
     groups: int = 0
     missing: int = 0
     reason: str | None = None
+    promotion: int | None = None
+    method: str = "binomial"
+    effective_rows: float = 0.0
+    bootstrap_upper: float | None = None
+    false_agree_rate: float | None = None
 
     @property
     def certified(self) -> bool:
@@ -66,6 +80,54 @@ class Budget:
     alpha: float
     delta: float
     comparator: Name
+    promotion: int | None = None
+
+    @classmethod
+    def promised(
+        cls, alpha: float, delta: float, comparator: Name, promotion: int | None
+    ) -> Budget:
+        """The budget of one certificate: the whole delta where the promise is per version, the
+        ``promotion``-th share of it where it is for all nights together."""
+        share = delta if promotion is None else spent_delta(delta, promotion)
+        return cls(alpha, share, comparator, promotion)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Rows that a certificate is taken on, shape (n,) each.
+
+    ``scores`` are infinite where another rule sends to the teacher. ``weights`` are inverse draw
+    probabilities; None where they are equal. ``groups`` names each row's prompt, ``slices`` its
+    slice of traffic.
+    """
+
+    scores: Floats
+    disagrees: Bools
+    slices: Sequence[str]
+    groups: Sequence[str]
+    weights: Floats | None = None
+    largest_weight: float = 1.0
+
+    def p_value(self, tau: float, alpha: float) -> float:
+        """P-value of 'the risk of what is served under ``tau`` is above ``alpha``'."""
+        served = self.scores < tau
+        if self.weights is None:
+            return risk_p_value(int(served.sum()), int((served & self.disagrees).sum()), alpha)
+        return weighted_risk_p_value(
+            served, self.disagrees, self.weights, alpha, self.largest_weight
+        )
+
+    def coverage(self, tau: float) -> float:
+        """Share of traffic served under ``tau``."""
+        weights = np.ones(len(self.scores)) if self.weights is None else self.weights
+        return float(weights[self.scores < tau].sum() / weights.sum())
+
+    @property
+    def effective_rows(self) -> float:
+        """Kish's effective sample size."""
+        if self.weights is None:
+            return float(len(self.scores))
+        return effective_sample_size(self.weights)
 
 
 def rows_without_error(alpha: float, delta: float) -> int:
@@ -102,56 +164,53 @@ def risk_p_value(n: int, k: int, alpha: float) -> float:
     return float(binom.cdf(k, n, alpha)) if n else 1.0
 
 
-def certify(
-    scores: Floats,
-    disagrees: Bools,
-    grid: Floats,
-    budget: Budget,
-    *,
-    slices: Sequence[str],
-    groups: int,
-) -> Certificate:
+def certify(rows: Calibration, grid: Floats, budget: Budget) -> Certificate:
     """Walk the grid strict to loose and keep the last threshold before the first failed test.
 
     Args:
-        scores: calibration scores, shape (n,); +inf where another rule sends to the teacher.
-        disagrees: whether student and teacher disagree, shape (n,).
+        rows: the calibration rows.
         grid: increasing thresholds from ``threshold_grid``.
         budget: alpha, delta, comparator.
-        slices: slice name of each calibration row, for the recorded mix.
-        groups: number of distinct prompts among the rows.
     """
-    best: tuple[float, int, int, float] | None = None
+    best: tuple[float, float] | None = None
     for tau in grid:
-        served = scores < tau
-        n, k = int(served.sum()), int((served & disagrees).sum())
-        p_value = risk_p_value(n, k, budget.alpha)
+        p_value = rows.p_value(float(tau), budget.alpha)
         if p_value > budget.delta:
             break
-        best = (float(tau), n, k, p_value)
-    mix = {name: slices.count(name) for name in sorted(set(slices))}
+        best = (float(tau), p_value)
     shared: dict[str, Any] = {
         "alpha": budget.alpha,
         "delta": budget.delta,
         "comparator": budget.comparator,
-        "rows": len(scores),
-        "mix": mix,
-        "groups": groups,
+        "promotion": budget.promotion,
+        "rows": len(rows.scores),
+        "mix": {name: list(rows.slices).count(name) for name in sorted(set(rows.slices))},
+        "groups": len(set(rows.groups)),
+        "method": "binomial" if rows.weights is None else "betting",
+        "effective_rows": round(rows.effective_rows, 1),
     }
     if best is None:
-        return _refused(scores, disagrees, grid, budget, shared)
-    tau, n, k, p_value = best
+        return _refused(rows, grid, budget, shared)
+    tau, p_value = best
+    served = rows.scores < tau
     return Certificate(
-        "certified", tau=tau, n=n, k=k, p_value=p_value, coverage=n / len(scores), **shared
+        "certified",
+        tau=tau,
+        n=int(served.sum()),
+        k=int((served & rows.disagrees).sum()),
+        p_value=p_value,
+        coverage=rows.coverage(tau),
+        bootstrap_upper=_bootstrap_upper(rows, served, budget.delta),
+        **shared,
     )
 
 
 def _refused(
-    scores: Floats, disagrees: Bools, grid: Floats, budget: Budget, shared: dict[str, Any]
+    rows: Calibration, grid: Floats, budget: Budget, shared: dict[str, Any]
 ) -> Certificate:
     needed = rows_without_error(budget.alpha, budget.delta)
-    served = scores < grid[0] if len(grid) else np.zeros(len(scores), dtype=bool)
-    n, k = int(served.sum()), int((served & disagrees).sum())
+    served = rows.scores < grid[0] if len(grid) else np.zeros(len(rows.scores), dtype=bool)
+    n, k = int(served.sum()), int((served & rows.disagrees).sum())
     missing = max(0, needed - n)
     reason = (
         f"too few calibration rows: the strictest threshold serves {n}, at least {needed} are "
@@ -161,3 +220,15 @@ def _refused(
         f"not shown to be under {budget.alpha:g}"
     )
     return Certificate("none", n=n, k=k, missing=missing, reason=reason, **shared)
+
+
+def _bootstrap_upper(rows: Calibration, served: Bools, delta: float) -> float:
+    """1 - delta quantile of the served risk over resampled groups of equal prompts."""
+    weights = np.ones(len(served)) if rows.weights is None else rows.weights
+    names, group = np.unique(np.asarray(rows.groups), return_inverse=True)
+    size = np.bincount(group, weights * served, minlength=len(names))
+    lost = np.bincount(group, weights * (served & rows.disagrees), minlength=len(names))
+    rng = np.random.default_rng(0)
+    picks = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAPS)
+    risks = (picks @ lost) / np.maximum(picks @ size, 1e-12)
+    return round(float(np.quantile(risks, 1 - delta)), 5)

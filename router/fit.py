@@ -1,8 +1,8 @@
 """Fit a routing artefact from train, combine and calibrate rows.
 
-Order matters and is the certificate's ground: distance and outlier model on *train*; the
-out-of-distribution cut, the combination and the grid on *combine*; the threshold, last and once,
-on *calibrate*.
+Order matters and is the certificate's ground: distance and outlier models of both tiers on
+*train*; the out-of-distribution cut, the combinations, the cascade's bands and the grid on
+*combine*; the threshold, last and once, on *calibrate*.
 """
 
 from __future__ import annotations
@@ -10,65 +10,112 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from router.artefact import Artefact, save_artefact
-from router.certify import Budget, Certificate, certify, threshold_grid
+from router.cascade import Bands, Trial, cascade_score, fit_bands, share_asked
+from router.certify import (
+    Budget,
+    Calibration,
+    Certificate,
+    certify,
+    risk_p_value,
+    threshold_grid,
+)
 from router.comparator import Name, comparator
-from router.confidence import LengthScale, Prefix, confidence_features
+from router.confidence import LengthScale, Prefix
 from router.data import Data, answered, check, closed_labels, thinned
-from router.distance import Distance, DistanceScores
-from router.encoder import Encoder
-from router.judge import FEATURE_SIGNS, FEATURES, DecodeProfile
+from router.distance import Distance
+from router.drift import Reference
+from router.encoder import Encoder, Encoders, sentence_vectors
+from router.judge import DecodeProfile
 from router.logistic import Logistic
-from router.outlier import fit_outlier, outlier_probability
+from router.outlier import fit_outlier
 from router.rows import Row, usable
-from router.template import fingerprint
+from router.template import compiled_slots, fingerprint
+from router.text import Vectors
+from router.tier import FEATURE_SIGNS, FEATURES, Look, Tier
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Progress = Callable[[str], None]
 
 OOD_LOSS = 0.005
-"""Share of combine rows that the distance cut may take although the student agreed: what it
+"""Share of combine rows that the distance cut may take although they would be served: what it
 costs in coverage to answer plain outliers without paying the student's latency."""
+LONGER = 2
+MIN_MAX_CHARS = 256
+"""A prompt of more than ``LONGER`` times the longest training prompt (at least so many characters)
+is out, unread: padding would push what matters past the encoders' windows."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
-    """Everything that decides an artefact besides the rows."""
+    """Everything that decides an artefact besides the rows.
+
+    ``promotion`` counts the certificates of a renewed promise (see ``Certificate``); ``weights``
+    says what becomes of unequal draw probabilities; ``slots`` maps names to regular expressions of
+    the fixed part's variable places; ``cascade`` switches the static tier off for comparisons.
+    """
 
     task: str
     version: str
     comparator: Name = "label"
     alpha: float = 0.05
     delta: float = 0.05
+    promotion: int | None = None
+    weights: Literal["thin", "betting"] = "thin"
     gate_tokens: int = 32
     max_tokens_min: int = 16
     student: str | None = None
     student_sha256: str | None = None
+    slots: Mapping[str, str] = field(default_factory=dict)
+    cascade: bool = True
     seed: int = 20261124
 
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """One split, embedded and judged by the distance part of the rule."""
+    """One split as a tier sees it. ``blocked``: no answer that could be served."""
 
-    rows: Sequence[Row]
-    scores: DistanceScores
-    ood: Floats
-    blocked: Bools
-    disagrees: Bools
+    looks: Sequence[Look]
+    scores: Floats
+
+    @property
+    def out(self) -> Floats:
+        return np.array([look.p_out for look in self.looks])
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Everything that is fixed before the threshold."""
+
+    first: Tier
+    second: Tier
+    length: LengthScale
+    cut: float | None
+    bands: Bands | None
+    grid: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _Certified:
+    """What the calibrate rows gave. ``cascade``: on them, the share that asks the second tier and
+    the share of verdicts that differ from the second tier's alone."""
+
+    certificate: Certificate
+    reference: Reference | None
+    cascade: Mapping[str, float] | None
 
 
 def fit_artefact(
-    data: Data, settings: FitSettings, encoder: Encoder, out: Path, progress: Progress
+    data: Data, settings: FitSettings, encoders: Encoders, out: Path, progress: Progress
 ) -> Artefact:
     """Fit, certify and save; returns the artefact loaded back.
 
@@ -77,63 +124,166 @@ def fit_artefact(
         ArtefactError: ``out`` exists or cannot be written.
     """
     check(data)
-    fitter = _Fitter(data, settings, encoder, progress)
-    manifest, tensors = fitter.run()
+    manifest, tensors = _Fitter(data, settings, encoders, progress).run()
     prompts = [{"text": row.text, "completion": row.completion} for row in data.train]
     return save_artefact(out, manifest, tensors, prompts)
 
 
 class _Fitter:
     def __init__(
-        self, data: Data, settings: FitSettings, encoder: Encoder, progress: Progress
+        self, data: Data, settings: FitSettings, encoders: Encoders, progress: Progress
     ) -> None:
         self._data = data
         self._settings = settings
-        self._encoder = encoder
+        self._encoders = encoders
         self._say = progress
         self._agree = comparator(settings.comparator)
-        self._templates = sorted({fingerprint(row.messages) for row in data.train})
+        self._slots = compiled_slots(settings.slots)
+        self._templates = sorted({self._fingerprint(row) for row in data.train})
+        self._labels = closed_labels(data.train)
 
     def run(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        self._say(f"embedding {len(self._data.train)} training prompts")
-        vectors = self._encoder.encode([row.text for row in self._data.train])
-        labels = closed_labels(self._data.train)
-        self._say("fitting distance" + (f" over {len(set(labels))} answers" if labels else ""))
-        self._distance = Distance.fitted(vectors, labels, self._settings.seed)
-        self._outlier = fit_outlier(vectors, labels, self._settings.seed)
-        parts = self._distance_tensors(vectors)
+        texts = [row.text for row in self._data.train]
+        self._say(f"embedding {len(texts)} training prompts")
+        sentence = self._encoders.sentence.encode(texts)
+        classes = f" over {len(set(self._labels))} answers" if self._labels else ""
+        self._say(f"fitting distance{classes}")
+        second = self._tier(self._encoders.sentence, sentence)
+        prompts = {"prompts": sentence_vectors(sentence).astype(np.float16)}
         if not answered(self._data):
-            return self._distance_only(parts)
+            return self._distance_only(second), prompts | second.tensors("second")
+        first = self._tier(self._encoders.static, self._encoders.static.encode(texts))
         self._say("combining distance and the student's confidence")
-        combine = self._split(self._data.combine)
-        self._length = LengthScale.fitted([self._prefix(row) for row in combine.rows])
-        model = self._combination(combine)
-        cut = _ood_cut(combine)
-        grid = self._grid(combine, model, cut)
-        self._say(f"certifying on {len(self._data.calibrate)} rows")
-        certificate = self._certificate(model, cut, grid)
-        if model is not None:
-            parts |= _logistic_tensors("combine", model)
-        return self._manifest(certificate, cut, self._length, model), parts
+        rule = self._rule(first, second)
+        calibration = self._calibration()
+        self._say(f"certifying on {len(calibration)} rows")
+        certified = self._certified(rule, calibration)
+        tensors = prompts | rule.second.tensors("second")
+        if rule.bands is not None:
+            tensors |= rule.first.tensors("first")
+        return self._manifest(certified, rule), tensors
 
-    def _distance_only(
-        self, parts: dict[str, npt.NDArray[Any]]
-    ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    def _tier(self, encoder: Encoder, vectors: Vectors) -> Tier:
+        """Distance and outlier model of one encoder, on train rows."""
+        distance = Distance.fitted(vectors, self._labels, self._settings.seed)
+        outlier = fit_outlier(vectors, self._labels, self._settings.seed)
+        return Tier(encoder, distance, outlier, None)
+
+    def _distance_only(self, second: Tier) -> dict[str, Any]:
         reason = "no student answers in the rows: nothing shows where the student agrees"
         s = self._settings
         none = Certificate("none", s.alpha, s.delta, s.comparator, reason=reason)
-        return self._manifest(none, None, LengthScale(0.0, 1.0), None), parts
+        rule = _Rule(second, second, LengthScale(0.0, 1.0), None, None, np.zeros(0))
+        return self._manifest(_Certified(none, None, None), rule)
 
-    def _split(self, rows: Sequence[Row]) -> _Split:
-        scores = self._distance.scores(self._encoder.encode([row.text for row in rows]))
-        known = set(self._templates)
-        return _Split(
-            rows,
+    def _rule(self, first: Tier, second: Tier) -> _Rule:
+        """Everything but the threshold, on combine rows."""
+        rows = self._data.combine
+        length = LengthScale.fitted([self._prefix(row) for row in rows])
+        disagrees, blocked = self._disagrees(rows), self._blocked(rows)
+        tiers = [self._combined(tier, rows, disagrees, length) for tier in (first, second)]
+        looks = [self._seen(tier, rows, length, blocked) for tier in tiers]
+        taus = self._expected(looks[1].scores, disagrees)
+        # Without a threshold to expect, every row where the student agreed could be served.
+        served = ~disagrees if taus is None else looks[1].scores < taus[1]
+        cut = _ood_cut(looks[1].out, served)
+        trial = _trial(looks[0], looks[1], cut)
+        bands = fit_bands(trial, *taus) if self._settings.cascade and taus is not None else None
+        alone = np.where(trial.second_out, np.inf, trial.second_score)
+        final = alone if bands is None else cascade_score(trial, bands)
+        grid = threshold_grid(final, self._budget(), self._equivalent_rows())
+        if bands is None:
+            self._say(f"no static tier: {len(rows)} combine rows do not show that it is safe")
+        else:
+            self._say(
+                f"the static tier decides {1 - share_asked(trial, bands):.0%} of combine rows"
+            )
+        return _Rule(tiers[0], tiers[1], length, cut, bands, grid)
+
+    def _combined(
+        self, tier: Tier, rows: Sequence[Row], disagrees: Bools, length: LengthScale
+    ) -> Tier:
+        """The tier with its combination; without where the student never, or always, agrees."""
+        if disagrees.all() or not disagrees.any():
+            return tier
+        looks = tier.look_all([row.text for row in rows])
+        features = np.array(
+            [tier.all_features(look, self._prefix(row), length)
+             for look, row in zip(looks, rows, strict=True)]
+        )  # fmt: skip
+        weight = np.array([row.weight for row in rows])
+        model = Logistic().fit(features, disagrees, weight, FEATURE_SIGNS)
+        return Tier(tier.encoder, tier.distance, tier.outlier, model)
+
+    def _expected(self, scores: Floats, disagrees: Bools) -> tuple[float, float] | None:
+        """Between which thresholds the certified one is expected: the loosest that would pass if
+        the calibrate rows were like these, at 0.9 and 1.05 times its coverage. Wider asks the
+        second tier more often (0.8 to 1.1: 55 % of the demo's rows instead of 34 %)."""
+        finite = np.sort(scores[np.isfinite(scores)])
+        more = len(self._calibration()) / len(scores)
+        budget, best = self._budget(), 0
+        for tau in threshold_grid(scores, budget, len(self._calibration())):
+            n = int((scores < tau).sum())
+            k = int((disagrees & (scores < tau)).sum())
+            if risk_p_value(round(n * more), round(k * more), budget.alpha) <= budget.delta:
+                best = n
+        if not best:
+            return None
+        strict, loose = (finite[min(int(s * best), len(finite) - 1)] for s in (0.9, 1.05))
+        return float(strict), float(loose)
+
+    def _certified(self, rule: _Rule, rows: Sequence[Row]) -> _Certified:
+        """The threshold on calibrate rows, and their P(out) to compare later traffic with."""
+        blocked = self._blocked(rows)
+        second = self._seen(rule.second, rows, rule.length, blocked)
+        out = second.out
+        alone = scores = np.where(_stopped(out, rule.cut), np.inf, second.scores)
+        asked = None
+        if rule.bands is not None:
+            first = self._seen(rule.first, rows, rule.length, blocked)
+            trial = _trial(first, second, rule.cut)
+            scores = cascade_score(trial, rule.bands)
+            asked = share_asked(trial, rule.bands)
+            before = (first.out >= rule.bands.ask_from) & (first.out < rule.bands.out_from)
+            out = np.where(before, second.out, first.out)
+        weights = np.array([row.weight for row in rows])
+        equal = bool((weights == weights[0]).all()) if len(weights) else True
+        calibration = Calibration(
             scores,
-            outlier_probability(self._outlier, scores),
-            np.array([fingerprint(r.messages) not in known or not usable(r.student) for r in rows]),
-            np.array([not self._agrees(row) for row in rows]),
+            self._disagrees(rows),
+            [self._slice(row) for row in rows],
+            [row.text for row in rows],
+            None if equal else weights,
+            float(weights.max(initial=1.0)),
         )
+        certificate = certify(calibration, rule.grid, self._budget())
+        tau = certificate.tau or 0.0
+        flips = float(((scores < tau) != (alone < tau)).mean())
+        cascade = None if asked is None else {"asked": asked, "flips": flips}
+        return _Certified(certificate, Reference.fitted(out), cascade)
+
+    def _seen(self, tier: Tier, rows: Sequence[Row], length: LengthScale, blocked: Bools) -> _Split:
+        looks = tier.look_all([row.text for row in rows])
+        scores = [
+            np.inf if stop else tier.p_disagree(look, self._prefix(row), length)
+            for row, look, stop in zip(rows, looks, blocked, strict=True)
+        ]
+        return _Split(looks, np.array(scores))
+
+    def _blocked(self, rows: Sequence[Row]) -> Bools:
+        """Rows that are never served, whatever their score."""
+        known, longest = set(self._templates), self._max_chars()
+        return np.array(
+            [
+                self._fingerprint(row) not in known
+                or not usable(row.student)
+                or len(row.text) > longest
+                for row in rows
+            ]
+        )
+
+    def _disagrees(self, rows: Sequence[Row]) -> Bools:
+        return np.array([not self._agrees(row) for row in rows])
 
     def _agrees(self, row: Row) -> bool:
         assert row.student is not None and row.completion is not None
@@ -143,80 +293,35 @@ class _Fitter:
         assert row.student is not None
         return Prefix.of(row.student, self._settings.gate_tokens)
 
-    def _features(self, split: _Split) -> Floats:
-        distance = split.scores.features().astype(np.float64)
-        own = [
-            confidence_features(
-                self._prefix(row),
-                self._length,
-                self._distance.classes,
-                split.scores.head_logprobs[i],
-            )
-            for i, row in enumerate(split.rows)
-        ]
-        return np.hstack([distance, np.array(own)])
+    def _fingerprint(self, row: Row) -> str:
+        return fingerprint(row.messages, slots=self._slots)
 
-    def _combination(self, combine: _Split) -> Logistic | None:
-        """None where the student never, or always, agrees: then P(out) is the score."""
-        if combine.disagrees.all() or not combine.disagrees.any():
-            return None
-        weight = np.array([row.weight for row in combine.rows])
-        return Logistic().fit(self._features(combine), combine.disagrees, weight, FEATURE_SIGNS)
-
-    def _score(self, split: _Split, model: Logistic | None, cut: float | None) -> Floats:
-        score = split.ood if model is None else model.predict_proba(self._features(split))
-        stopped = split.blocked if cut is None else split.blocked | (split.ood >= cut)
-        return np.where(stopped, np.inf, score)
-
-    def _grid(self, combine: _Split, model: Logistic | None, cut: float | None) -> Floats:
-        scores = self._score(combine, model, cut)
-        return threshold_grid(scores, self._budget(), len(self._calibration()))
+    def _max_chars(self) -> int:
+        return max(MIN_MAX_CHARS, LONGER * max(len(row.text) for row in self._data.train))
 
     def _budget(self) -> Budget:
         s = self._settings
-        return Budget(s.alpha, s.delta, s.comparator)
+        return Budget.promised(s.alpha, s.delta, s.comparator, s.promotion)
 
-    def _calibration(self) -> list[Row]:
-        return thinned(self._data.calibrate, self._settings.seed)
+    def _calibration(self) -> Sequence[Row]:
+        rows = self._data.calibrate
+        return thinned(rows, self._settings.seed) if self._settings.weights == "thin" else rows
 
-    def _certificate(self, model: Logistic | None, cut: float | None, grid: Floats) -> Certificate:
-        split = self._split(self._calibration())
-        return certify(
-            self._score(split, model, cut),
-            split.disagrees,
-            grid,
-            self._budget(),
-            slices=[self._slice(row) for row in split.rows],
-            groups=len({row.text for row in split.rows}),
-        )
+    def _equivalent_rows(self) -> int:
+        """Calibrate rows as the grid's start counts them: a betting test sees a row of weight w as
+        a w / largest part of one."""
+        weights = np.array([row.weight for row in self._calibration()])
+        if self._settings.weights == "thin" or (weights == weights.max()).all():
+            return len(weights)
+        return int(weights.sum() / weights.max())
 
     def _slice(self, row: Row) -> str:
         if row.slice is not None:
             return row.slice
-        classes = self._distance.classes
-        return "in_domain" if not classes or row.completion in classes else "out_of_domain"
+        inside = not self._labels or row.completion in set(self._labels)
+        return "in_domain" if inside else "out_of_domain"
 
-    def _distance_tensors(self, vectors: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
-        points = self._distance.nearest.points_
-        tensors: dict[str, npt.NDArray[Any]] = {
-            "points": points.astype(np.float16),
-            "neighbours": np.array([self._distance.nearest.k_]),
-            **_logistic_tensors("outlier", self._outlier),
-        }
-        if len(points) != len(vectors):  # otherwise the points are the prompts
-            tensors["prompts"] = vectors.astype(np.float16)
-        if self._distance.head is not None:
-            tensors["head.coef"] = self._distance.head.coef_
-            tensors["head.intercept"] = self._distance.head.intercept_
-        return tensors
-
-    def _manifest(
-        self,
-        certificate: Certificate,
-        cut: float | None,
-        length: LengthScale,
-        model: Logistic | None,
-    ) -> dict[str, Any]:
+    def _manifest(self, certified: _Certified, rule: _Rule) -> dict[str, Any]:
         s = self._settings
         splits = {
             name: self._described(getattr(self._data, name))
@@ -226,20 +331,28 @@ class _Fitter:
         return {
             "task": s.task,
             "version": s.version,
-            "kind": "distance" if model is None else "combined",
-            "encoder": {"name": "all-MiniLM-L6-v2", "digest": self._encoder.digest},
+            "kind": "distance" if rule.second.combine is None else "combined",
+            "encoders": {
+                "static": self._encoders.static.digest,
+                "sentence": self._encoders.sentence.digest,
+            },
             "student": student,
             "gate_tokens": s.gate_tokens,
-            "variable": "last_user",
+            "variable": "last user message, then earlier turns, newest first",
+            "max_chars": self._max_chars(),
+            "slots": dict(s.slots),
             "templates": self._templates,
             "decode_profile": asdict(DecodeProfile(0.0, 1.0, s.max_tokens_min)),
-            "classes": self._distance.classes,
+            "classes": rule.second.distance.classes,
             "features": list(FEATURES),
-            "length": asdict(length),
-            "ood_cut": cut,
+            "length": asdict(rule.length),
+            "ood_cut": rule.cut,
+            "bands": None if rule.bands is None else asdict(rule.bands),
+            "cascade": certified.cascade,
+            "reference": certified.reference.to_json() if certified.reference else None,
             "seed": s.seed,
             "splits": splits,
-            "certificate": certificate.to_json(),
+            "certificate": certified.certificate.to_json(),
         }
 
     def _described(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -249,19 +362,18 @@ class _Fitter:
         return {"rows": len(rows), "sha256": digest, "mix": dict(sorted(mix.items()))}
 
 
-def _ood_cut(combine: _Split) -> float | None:
-    """The lowest P(out) above which at most ``OOD_LOSS`` of all rows had agreed."""
-    agreed = np.sort(combine.ood[~combine.disagrees])
-    if not len(agreed):
+def _trial(first: _Split, second: _Split, cut: float | None) -> Trial:
+    return Trial(first.out, first.scores, _stopped(second.out, cut), second.scores)
+
+
+def _stopped(out: Floats, cut: float | None) -> Bools:
+    return np.zeros(len(out), dtype=bool) if cut is None else out >= cut
+
+
+def _ood_cut(out: Floats, served: Bools) -> float | None:
+    """The lowest P(out) above which at most ``OOD_LOSS`` of all rows would be served."""
+    kept = np.sort(out[served])
+    if not len(kept):
         return None
-    allowed = int(OOD_LOSS * len(combine.rows))
-    return float(np.nextafter(agreed[-1 - min(allowed, len(agreed) - 1)], np.inf))
-
-
-def _logistic_tensors(name: str, model: Logistic) -> dict[str, npt.NDArray[Any]]:
-    return {
-        f"{name}.mean": model.mean_,
-        f"{name}.scale": model.scale_,
-        f"{name}.coef": model.coef_,
-        f"{name}.intercept": np.array([model.intercept_]),
-    }
+    allowed = int(OOD_LOSS * len(out))
+    return float(np.nextafter(kept[-1 - min(allowed, len(kept) - 1)], np.inf))

@@ -1,36 +1,30 @@
-"""The judge: one artefact, loaded, answering 'may the student answer this?' in two steps.
+"""The judge: one artefact, loaded, answering 'may the student answer this?' step by step.
 
-``prejudge`` looks at the prompt before any student latency is paid; ``score`` looks at the
-student's gated prefix. Both are pure and thread-safe.
+``prejudge`` looks at the prompt with the static tier, in microseconds; ``refine`` asks the sentence
+encoder where the static tier cannot tell; ``score`` looks at the student's gated prefix, and says
+when that needs refining too. All are pure and thread-safe; ``refine`` is the one that takes a
+millisecond, and belongs off the event loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from router.artefact import Artefact, load_artefact
+from router.cascade import Bands
 from router.certify import Certificate
-from router.confidence import NAMES, SIGNS, LengthScale, Prefix, confidence_features
-from router.distance import Distance, LinearHead, NearestPrompts
+from router.confidence import LengthScale, Prefix
 from router.drift import Reference
-from router.encoder import Encoder
-from router.errors import ArtefactError
-from router.logistic import Logistic
-from router.outlier import outlier_probability
-from router.template import Message, fingerprint, variable_text
-
-DISTANCE_NAMES = ("similarity", "energy")
-FEATURES = DISTANCE_NAMES + NAMES
-FEATURE_SIGNS = (-1, -1, *SIGNS)
-"""Near, familiar and confident never speak for the teacher, whatever a small sample says."""
-
-Vector = npt.NDArray[np.float64]
+from router.encoder import Encoders, sentence_vectors
+from router.errors import ArtefactError, FitError
+from router.rows import StudentAnswer, usable
+from router.template import Message, compiled_slots, fingerprint, variable_text
+from router.tier import Look, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,47 +40,66 @@ class DecodeProfile:
 class Prejudgement:
     """What the prompt alone says.
 
-    ``ood_score`` is P(out of distribution); ``features`` has shape (2,), ``head_logprobs``
-    (classes,).
+    ``ood_score`` is P(out of distribution) by the highest tier that looked. ``undecided``: the
+    static tier cannot tell, and the prompt has to be refined before anything is done with it.
+    ``too_long``: longer than anything the task's prompts are like, and so out, unread.
     """
 
+    text: str
     template: str
     known_template: bool
     ood_score: float
     out: bool
-    features: Vector
-    head_logprobs: npt.NDArray[np.float32]
+    undecided: bool = False
+    too_long: bool = False
+    first: Look | None = None
+    second: Look | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """P(disagree); where not ``settled``, refine the prompt and score again."""
+
+    value: float
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The whole rule on one prompt and answer: served iff ``score`` is under the threshold.
+
+    ``score`` is infinite where an earlier rule sends the request to the teacher. ``tier`` is the
+    highest that looked.
+    """
+
+    pre: Prejudgement
+    score: float
+    tier: int
 
 
 class Judge:
     """The deployed rule of one artefact."""
 
-    def __init__(self, artefact: Artefact, encoder: Encoder) -> None:
-        """Bind an artefact to the encoder that it pins.
+    def __init__(self, artefact: Artefact, encoders: Encoders) -> None:
+        """Bind an artefact to the encoders that it pins.
 
         Raises:
-            ArtefactError: the encoder is another one, or a part is missing.
+            ArtefactError: an encoder is another one, or a part is missing.
         """
         self.artefact = artefact
-        self.encoder = encoder
-        manifest = artefact.manifest
+        self.encoders = encoders
         try:
-            self._bind(manifest, artefact.tensors)
-        except (KeyError, TypeError, ValueError) as error:
+            self._bind(artefact.manifest, artefact.tensors)
+        except (KeyError, TypeError, ValueError, FitError) as error:
             raise ArtefactError(f"{artefact.path}: the manifest lacks a part: {error}") from error
 
     @classmethod
-    def load(cls, path: Path, encoder: Encoder) -> Judge:
+    def load(cls, path: Path, encoders: Encoders) -> Judge:
         """Read, verify and bind the artefact at ``path``."""
-        return cls(load_artefact(path), encoder)
+        return cls(load_artefact(path), encoders)
 
     def _bind(self, manifest: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-        pinned = manifest["encoder"]["digest"]
-        if pinned != self.encoder.digest:
-            raise ArtefactError(
-                f"{self.artefact.path}: fitted with encoder {pinned[:16]}…, this one is "
-                f"{self.encoder.digest[:16]}…; fit it again"
-            )
+        self._check_encoders(manifest["encoders"])
         self.task = str(manifest["task"])
         self.version = self.artefact.version
         self.student = manifest["student"]["name"] if manifest["student"] else None
@@ -94,94 +107,105 @@ class Judge:
         self.profile = DecodeProfile(**manifest["decode_profile"])
         self.certificate = Certificate(**manifest["certificate"])
         self.threshold = self.certificate.tau if self.certificate.certified else None
-        self.ood_cut = manifest["ood_cut"]
-        self._templates = frozenset(manifest["templates"])
-        self._distance = _distance(tensors, list(manifest["classes"]))
-        self._outlier = _logistic(tensors, "outlier")
-        self._combine = _logistic(tensors, "combine") if "combine.coef" in tensors else None
-        self._length = LengthScale(**manifest["length"])
-        reference = manifest.get("reference")
+        self.ood_cut: float | None = manifest["ood_cut"]
+        self.max_chars = int(manifest["max_chars"])
+        reference = manifest["reference"]
         self.reference = Reference.from_json(reference) if reference is not None else None
-        self._check_shapes()
+        self._templates = frozenset(manifest["templates"])
+        self._slots = compiled_slots(manifest["slots"])
+        self._length = LengthScale(**manifest["length"])
+        classes = list(manifest["classes"])
+        self.second = Tier.from_tensors(tensors, "second", classes, self.encoders.sentence)
+        self.bands = Bands(**manifest["bands"]) if manifest["bands"] is not None else None
+        self.first = (
+            Tier.from_tensors(tensors, "first", classes, self.encoders.static)
+            if self.bands is not None
+            else None
+        )
+        # Tensors of a shape that does not fit would otherwise be found by the first request.
+        for tier in (self.first, self.second):
+            if tier is not None:
+                tier.look("probe")
 
-    def _check_shapes(self) -> None:
-        if len(self._outlier.coef_) != len(DISTANCE_NAMES) or (
-            self._combine is not None and len(self._combine.coef_) != len(FEATURES)
-        ):
-            raise ArtefactError(f"{self.artefact.path}: fitted with another set of features")
+    def _check_encoders(self, pinned: Mapping[str, str]) -> None:
+        for name in ("static", "sentence"):
+            mine = getattr(self.encoders, name).digest
+            if pinned[name] != mine:
+                raise ArtefactError(
+                    f"{self.artefact.path}: fitted with {name} encoder {pinned[name][:16]}…, this "
+                    f"one is {mine[:16]}…; fit it again"
+                )
 
     def prejudge(
         self, messages: Sequence[Message], tools: Any = None, response_format: Any = None
     ) -> Prejudgement:
-        """Template, distance and P(out) of one prompt."""
-        template = fingerprint(messages, tools, response_format)
-        return self.prejudge_batch([variable_text(messages)], [template])[0]
+        """Template, and what the static tier says of the prompt."""
+        template = fingerprint(messages, tools, response_format, self._slots)
+        return self.prejudge_text(variable_text(messages), template)
 
-    def prejudge_batch(self, texts: Sequence[str], templates: Sequence[str]) -> list[Prejudgement]:
-        """The same for many prompts at once."""
-        scores = self._distance.scores(self.encoder.encode(texts))
-        features = scores.features().astype(np.float64)
-        outs = outlier_probability(self._outlier, scores)
-        return [
-            Prejudgement(
-                template,
-                template in self._templates,
-                float(outs[row]),
-                self.ood_cut is not None and float(outs[row]) >= self.ood_cut,
-                features[row],
-                scores.head_logprobs[row],
-            )
-            for row, template in enumerate(templates)
-        ]
+    def prejudge_text(self, text: str, template: str) -> Prejudgement:
+        """The same for a prompt whose parts are taken apart already."""
+        known = template in self._templates
+        if len(text) > self.max_chars:
+            return Prejudgement(text, template, known, 1.0, True, too_long=True)
+        if self.first is None or self.bands is None:
+            return self.refine(Prejudgement(text, template, known, 1.0, True))
+        look = self.first.look(text)
+        out = look.p_out >= self.bands.out_from
+        undecided = not out and look.p_out >= self.bands.ask_from
+        return Prejudgement(text, template, known, look.p_out, out, undecided, first=look)
 
-    def features(self, pre: Prejudgement, prefix: Prefix) -> Vector:
-        """All features of a decision, in the order of ``FEATURES``, shape (10,)."""
-        own = confidence_features(prefix, self._length, self._distance.classes, pre.head_logprobs)
-        return np.concatenate([pre.features, own])
+    def refine(self, pre: Prejudgement) -> Prejudgement:
+        """The sentence encoder's word on a prompt; about a millisecond."""
+        if pre.second is not None or pre.too_long:
+            return pre
+        look = self.second.look(pre.text)
+        out = self.ood_cut is not None and look.p_out >= self.ood_cut
+        return replace(pre, ood_score=look.p_out, out=out, undecided=False, second=look)
 
-    def score(self, pre: Prejudgement, prefix: Prefix) -> float:
-        """P(student and teacher disagree); P(out) where the artefact is distance-only."""
-        if self._combine is None:
-            return pre.ood_score
-        return float(self._combine.predict_proba(self.features(pre, prefix)))
+    def score(self, pre: Prejudgement, prefix: Prefix) -> Score:
+        """P(student and teacher disagree), by the highest tier that looked."""
+        if pre.second is not None:
+            return Score(self.second.p_disagree(pre.second, prefix, self._length), True)
+        if pre.first is None or self.first is None or self.bands is None:
+            return Score(1.0, True)
+        value = self.first.p_disagree(pre.first, prefix, self._length)
+        return Score(value, not self.bands.low <= value < self.bands.high)
+
+    def settle(self, pre: Prejudgement, prefix: Prefix) -> tuple[Prejudgement, float]:
+        """``score``, refining where that is needed. A prompt that only the sentence encoder finds
+        to be out scores infinite."""
+        score = self.score(pre, prefix)
+        if score.settled:
+            return pre, score.value
+        refined = self.refine(pre)
+        return refined, float("inf") if refined.out else self.score(refined, prefix).value
+
+    def decide(self, text: str, template: str, answer: StudentAnswer | None) -> Decision:
+        """The whole rule, offline: exactly what serving does."""
+        pre = self.prejudge_text(text, template)
+        if pre.undecided:
+            pre = self.refine(pre)
+        score = float("inf")
+        if answer is not None and usable(answer) and pre.known_template and not pre.out:
+            pre, score = self.settle(pre, Prefix.of(answer, self.gate_tokens))
+        return Decision(pre, score, 2 if pre.second is not None else 1)
+
+    def known(self, messages: Sequence[Message]) -> str:
+        """The template of messages, as ``decide`` wants it."""
+        return fingerprint(messages, slots=self._slots)
 
     def contributions(self, pre: Prejudgement, prefix: Prefix | None) -> dict[str, float]:
-        """Additive log-odds of each feature towards 'teacher', for explanations."""
-        if prefix is None or self._combine is None:
-            parts = self._outlier.contributions(pre.features)
-            return dict(zip(DISTANCE_NAMES, map(float, parts), strict=True))
-        parts = self._combine.contributions(self.features(pre, prefix))
-        return dict(zip(FEATURES, map(float, parts), strict=True))
+        """Additive log-odds of each feature towards 'teacher', by the highest tier that looked."""
+        if pre.second is not None:
+            return self.second.contributions(pre.second, prefix, self._length)
+        if pre.first is not None and self.first is not None:
+            return self.first.contributions(pre.first, prefix, self._length)
+        return {}
 
     def nearest(self, text: str, count: int = 5) -> list[tuple[float, Mapping[str, Any]]]:
         """The nearest training prompts: (cosine similarity, prompt row), nearest first."""
-        vector = self.encoder.encode([text])[0]
-        tensors = self.artefact.tensors
-        prompts = tensors.get("prompts", tensors["points"])
-        similarity = prompts.astype(np.float32) @ vector
+        vector = sentence_vectors(self.encoders.sentence.encode([text]))[0]
+        similarity = self.artefact.tensors["prompts"].astype(np.float32) @ vector
         order = np.argsort(-similarity)[:count]
         return [(float(similarity[i]), self.artefact.prompts[i]) for i in order]
-
-
-def _logistic(tensors: Mapping[str, Any], name: str) -> Logistic:
-    return Logistic.from_state(
-        tensors[f"{name}.mean"],
-        tensors[f"{name}.scale"],
-        tensors[f"{name}.coef"],
-        float(tensors[f"{name}.intercept"][0]),
-    )
-
-
-def _distance(tensors: Mapping[str, Any], classes: list[str]) -> Distance:
-    nearest = NearestPrompts()
-    nearest.points_ = tensors["points"].astype(np.float32)
-    nearest.k_ = int(tensors["neighbours"][0])
-    if not classes:
-        return Distance(nearest, None)
-    head = LinearHead()
-    head.classes_ = classes
-    head.coef_ = tensors["head.coef"]
-    head.intercept_ = tensors["head.intercept"]
-    if len(head.coef_) != len(classes):
-        raise ValueError("classes and head differ in number")
-    return Distance(nearest, head)

@@ -79,6 +79,25 @@ class Logistic:
         model.intercept_ = intercept
         return model
 
+    def tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:
+        """The state as an artefact stores it, under ``name.``."""
+        return {
+            f"{name}.mean": self.mean_,
+            f"{name}.scale": self.scale_,
+            f"{name}.coef": self.coef_,
+            f"{name}.intercept": np.array([self.intercept_]),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]], name: str) -> Logistic:
+        """Rebuild from what ``tensors`` gave.
+
+        Raises:
+            KeyError: a part is missing.
+        """
+        mean, scale, coef = (tensors[f"{name}.{part}"] for part in ("mean", "scale", "coef"))
+        return cls.from_state(mean, scale, coef, float(tensors[f"{name}.intercept"][0]))
+
     def contributions(self, features: Floats) -> Floats:
         """Additive parts of the log-odds, shape (m, d): what ``explain`` shows."""
         parts: Floats = (features - self.mean_) / self.scale_ * self.coef_

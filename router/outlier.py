@@ -21,7 +21,7 @@ MIN_CLASSES = 8
 MAX_ROWS = 6000
 """Rows used for the simulation; the final head and index use all."""
 
-SIGNS = (-1, -1)
+SIGNS = (-1, -1, -1)
 """Near and familiar never speak for 'out'."""
 
 Bools = npt.NDArray[np.bool_]
@@ -63,5 +63,5 @@ def _similarity_only(vectors: Floats, seed: int) -> Logistic:
     index = Distance.fitted(vectors[order[cut:]] if len(order) > cut else vectors, None, seed)
     inside = index.nearest.score_samples(vectors[order[:cut]]).astype(np.float64)
     middle, spread = float(np.quantile(inside, 0.02)), float(max(inside.std(), 1e-3))
-    mean, scale = np.array([middle, 0.0]), np.array([spread, 1.0])
-    return Logistic.from_state(mean, scale, np.array([-2.0, 0.0]), 0.0)
+    mean, scale = np.array([0.0, middle, 0.0]), np.array([1.0, spread, 1.0])
+    return Logistic.from_state(mean, scale, np.array([0.0, -2.0, 0.0]), 0.0)

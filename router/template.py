@@ -9,12 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from router.errors import FitError
+
 FIXED_ROLES = frozenset({"system", "developer"})
+CONTEXT_CHARS = 512
+"""Of the turns before the last user message, so many characters are embedded, newest first."""
 _SPACE = re.compile(r"\s+")
+_SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+Slots = Mapping[str, re.Pattern[str]]
+NO_SLOTS: Slots = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,24 +34,39 @@ class Message:
 
 
 def variable_text(messages: Sequence[Message]) -> str:
-    """The part that varies between requests: the last user message.
+    """The part that varies between requests: what is embedded.
 
-    Earlier turns are context that the student sees but the distance does not.
+    The last user message comes first, since encoders cut at the end; the turns before it follow,
+    newest first, up to ``CONTEXT_CHARS``: in a long chat 'and for the other one?' says nothing
+    without them. Messages behind the last user message do not count.
     """
-    for message in reversed(messages):
-        if message.role == "user":
-            return message.content
-    return ""
+    turns = [m for m in messages if m.role not in FIXED_ROLES]
+    last = next((i for i in reversed(range(len(turns))) if turns[i].role == "user"), None)
+    if last is None:
+        return ""
+    parts, room = [turns[last].content], CONTEXT_CHARS
+    for turn in reversed(turns[:last]):
+        if room <= 0:
+            break
+        parts.append(turn.content[:room])
+        room -= len(parts[-1])
+    return "\n".join(parts)
 
 
-def fingerprint(messages: Sequence[Message], tools: Any = None, response_format: Any = None) -> str:
+def fingerprint(
+    messages: Sequence[Message],
+    tools: Any = None,
+    response_format: Any = None,
+    slots: Slots = NO_SLOTS,
+) -> str:
     """Hex digest (16 characters) of the fixed part of a prompt.
 
-    The fixed part is the system and developer messages (white space folded, the two roles
-    equal, since a student whose chat template lacks ``developer`` sees ``system``), the shape of
-    the conversation (one turn or several), the tool schemas and the response format.
+    The fixed part is the system and developer messages (white space folded, variable slots cut
+    out, the two roles equal, since a student whose chat template lacks ``developer`` sees
+    ``system``), the shape of the conversation (one turn or several), the tool schemas and the
+    response format.
     """
-    fixed = [_SPACE.sub(" ", m.content).strip() for m in messages if m.role in FIXED_ROLES]
+    fixed = [fixed_text(m.content, slots) for m in messages if m.role in FIXED_ROLES]
     turns = sum(m.role not in FIXED_ROLES for m in messages)
     shape = {
         "fixed": fixed,
@@ -53,3 +76,30 @@ def fingerprint(messages: Sequence[Message], tools: Any = None, response_format:
     }
     canonical = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def fixed_text(text: str, slots: Slots = NO_SLOTS) -> str:
+    """White space folded, and what fills a slot replaced by ``{{name}}``."""
+    folded = _SPACE.sub(" ", text).strip()
+    for name, pattern in slots.items():
+        folded = pattern.sub(f"{{{{{name}}}}}", folded)
+    return folded
+
+
+def compiled_slots(patterns: Mapping[str, str]) -> dict[str, re.Pattern[str]]:
+    """Slots from their regular expressions, applied in the given order to the folded text.
+
+    Raises:
+        FitError: a name or an expression is not valid, or an expression matches nothing at all.
+    """
+    slots = {}
+    for name, expression in patterns.items():
+        if not _SLOT_NAME.fullmatch(name):
+            raise FitError(f"slot {name!r}: a name is lower-case letters, digits and '_'")
+        try:
+            slots[name] = re.compile(expression)
+        except re.error as error:
+            raise FitError(f"slot {name!r}: not a regular expression: {error}") from error
+        if slots[name].search(""):
+            raise FitError(f"slot {name!r}: the expression matches the empty text")
+    return slots

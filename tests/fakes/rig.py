@@ -21,7 +21,7 @@ from gateway.settings import Config
 from gateway.store.records import Draw, DrawState, Exchange, Filter
 from gateway.store.sqlite import SqliteStore
 from gateway.tasks import TaskRuntime
-from router.encoder import MiniLM, load_encoder
+from router.encoder import Encoders, load_encoders
 from tests.fakes.answers import student_says, teacher_says
 from tests.fakes.upstream import FakeUpstream
 
@@ -77,9 +77,9 @@ def config_data(student: str, teacher: str, store: Path, /, **task: Any) -> dict
 
 
 @functools.cache
-def encoder() -> MiniLM:
-    """One encoder for every gateway of the test process."""
-    return load_encoder(CACHE)
+def encoders() -> Encoders:
+    """One pair of encoders for every gateway of the test process."""
+    return load_encoders(CACHE)
 
 
 @dataclass(slots=True)
@@ -172,7 +172,7 @@ async def rig(
     async with student.running(), teacher.running():
         store = folder / "understudy.db"
         data = {**config_data(student.url, teacher.url, store, **task), **(top or {})}
-        service = Service(Config(**data), SECRETS, random.Random(seed), encoder())
+        service = Service(Config(**data), SECRETS, random.Random(seed), encoders())
         async with serving(create_app(service)) as url:
             auth = {"authorization": f"Bearer {KEY}"}
             async with httpx.AsyncClient(base_url=url, headers=auth, timeout=20) as client:

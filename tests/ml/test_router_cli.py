@@ -170,6 +170,6 @@ def test_explain_says_which_feature_decided_and_what_is_near(tmp_path: Path) -> 
     result = json.loads(done.stdout)
     assert result["nearest"][0]["completion"] == "apr"
     assert result["ood_score"] < 0.1
-    assert set(result["weighed"]) == {"similarity", "energy"}
+    assert set(result["weighed"]) == {"projected_similarity", "similarity", "energy"}
     far = understudy("explain", "--config", str(config), "sing me a sea shanty about whales")
     assert "teacher, ood" in far.stdout

@@ -14,7 +14,7 @@ from deploy.demo.splits import main as write_splits
 from deploy.demo.task import INTENTS, load, make_splits, normalised, traffic
 from distill.digest import file_sha256
 from router.data import Data
-from router.encoder import load_encoder
+from router.encoder import load_encoders
 from router.fit import FitSettings, fit_artefact
 from router.judge import Judge
 from router.rows import read_rows
@@ -89,7 +89,7 @@ def test_the_data_is_what_its_source_lists() -> None:
 
 def test_the_judge_can_be_fitted_again(tmp_path: Path) -> None:
     settings = FitSettings("banking-intents", "v1", alpha=0.02, student="banking-intents@v1")
-    encoder = load_encoder(CACHE)
+    encoder = load_encoders(CACHE)
     again = fit_artefact(rows(), settings, encoder, tmp_path / "v1", lambda _: None)
     found = again.manifest["certificate"]
     shipped = Judge.load(ARTEFACTS / "router/v1", encoder).certificate

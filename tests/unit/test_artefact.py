@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from router.artefact import load_artefact
-from router.encoder import MiniLM, load_encoder
+from router.encoder import MiniLM, load_encoders
 from router.errors import ArtefactError
 from router.judge import Judge
 from tests.fakes.rig import ARTEFACTS, CACHE
@@ -40,7 +40,7 @@ def rehashed(folder: Path, change: Callable[[dict[str, object]], None]) -> None:
 def refused(folder: Path) -> str:
     """The sentence of the refusal."""
     with pytest.raises(ArtefactError) as caught:
-        Judge(load_artefact(folder), load_encoder(CACHE))
+        Judge(load_artefact(folder), load_encoders(CACHE))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -66,10 +66,24 @@ def test_truncated_and_missing_files(copy: Path) -> None:
 
 def test_numbers_that_are_not_finite(copy: Path) -> None:
     tensors = load_file(copy / "router.safetensors")
-    tensors["combine.coef"][0] = np.nan
+    tensors["second.combine.coef"][0] = np.nan
     save_file(tensors, copy / "router.safetensors")
     rehashed(copy, lambda _: None)
-    assert "'combine.coef' holds a number that is not finite" in refused(copy)
+    assert "'second.combine.coef' holds a number that is not finite" in refused(copy)
+
+
+def test_tensors_that_do_not_fit_each_other(copy: Path) -> None:
+    for name, shape in [
+        ("first.projection.weight", (7, 256)),
+        ("second.points", (10, 7)),
+        ("second.head.coef", (2, 1152)),
+        ("second.projection.points", (10, 7)),
+    ]:
+        whole = load_file(copy / "router.safetensors")
+        save_file({**whole, name: np.zeros(shape, whole[name].dtype)}, copy / "router.safetensors")
+        rehashed(copy, lambda _: None)
+        assert "lacks a part" in refused(copy)
+        save_file(whole, copy / "router.safetensors")
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "extra.bin"])
@@ -86,8 +100,11 @@ def test_files_outside_the_folder_are_never_opened(copy: Path, name: str) -> Non
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("format", "understudy-router/9", "is not 'understudy-router/1'"),
-        ("encoder", {"name": "other", "digest": "0" * 64}, "fitted with encoder 0000"),
+        ("format", "understudy-router/9", "is not 'understudy-router/2'"),
+        ("encoders", {"static": "0" * 64, "sentence": ""}, "fitted with static encoder 0000"),
+        ("bands", {"low": 0.1}, "lacks a part"),
+        ("slots", {"date": "("}, "not a regular expression"),
+        ("reference", {"edges": [2, 1], "counts": [1, 1, 1]}, "do not fit each other"),
         ("certificate", {"status": "certified"}, "lacks a part"),
         ("classes", ["only", "two"], "lacks a part"),
         ("gate_tokens", "many", "lacks a part"),
@@ -109,7 +126,7 @@ def test_an_unreadable_encoder_cache_is_named(tmp_path: Path) -> None:
 
     (tmp_path / "file").write_text("")
     with pytest.raises(EncoderError, match="cannot write the encoder cache"):
-        load_encoder(tmp_path / "file" / "below")
+        load_encoders(tmp_path / "file" / "below")
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     with pytest.raises(EncoderError, match="cannot load the encoder"):
         MiniLM(tmp_path / "bad.onnx", tmp_path / "none.json", "x")

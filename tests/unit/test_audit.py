@@ -11,8 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from router.audit import Audit, AuditState, AuditStatus, spent_delta
-from router.betting import RiskEvidence, effective_sample_size, weighted_risk_p_value
+from router.audit import Audit, AuditState, AuditStatus
+from router.betting import (
+    RiskEvidence,
+    effective_sample_size,
+    spent_delta,
+    weighted_risk_p_value,
+)
 from router.certify import risk_p_value
 
 ALPHA, DELTA = 0.05, 0.05

@@ -7,17 +7,26 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from router.comparator import comparator
 from router.confidence import FLOOR, NAMES, SIGNS, LengthScale, Prefix, confidence_features
 from router.data import closed_labels, thinned
-from router.distance import Distance, LinearHead, NearestPrompts
-from router.encoder import MAX_CHARS, clean
+from router.distance import Distance, NearestPrompts
+from router.errors import FitError
 from router.evaluate import ood_metrics
 from router.outlier import fit_outlier, outlier_probability
+from router.projection import Projection
 from router.rows import Row, StudentAnswer, TokenLogprob, usable
-from router.template import Message, variable_text
-from tests.fakes.rig import encoder
+from router.template import (
+    CONTEXT_CHARS,
+    Message,
+    compiled_slots,
+    fingerprint,
+    variable_text,
+)
+from router.text import MAX_CHARS, clean
+from tests.fakes.rig import encoders
 
 SCALE = LengthScale(3.0, 1.0)
 NO_HEAD = np.zeros(0, dtype=np.float32)
@@ -96,11 +105,11 @@ def test_comparators() -> None:
 
 
 def clusters(
-    rng: np.random.Generator, classes: int, each: int
+    rng: np.random.Generator, classes: int, each: int, spread: float = 0.4
 ) -> tuple[npt.NDArray[np.float32], list[str]]:
     """Unit vectors around random centres."""
     centres = rng.normal(size=(classes, 32))
-    points = np.repeat(centres, each, axis=0) + 0.4 * rng.normal(size=(classes * each, 32))
+    points = np.repeat(centres, each, axis=0) + spread * rng.normal(size=(classes * each, 32))
     unit = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
     return unit, [f"c{n}" for n in range(classes) for _ in range(each)]
 
@@ -124,9 +133,7 @@ def test_prototypes_stand_for_labelled_prompts() -> None:
 def test_head_probabilities_add_up_for_two_classes_too() -> None:
     for classes in (2, 5):
         vectors, labels = clusters(np.random.default_rng(2), classes, 15)
-        distance = Distance(
-            NearestPrompts().fit(vectors, labels), LinearHead().fit(vectors, labels)
-        )
+        distance = Distance.fitted(vectors, labels)
         scores = distance.scores(vectors)
         assert scores.head_logprobs.shape == (classes * 15, classes)
         np.testing.assert_allclose(np.exp(scores.head_logprobs).sum(axis=1), 1.0, rtol=1e-4)
@@ -175,7 +182,7 @@ def test_rows_of_unequal_probability_are_thinned_to_the_lowest() -> None:
 
 @given(st.text(max_size=50))
 def test_any_text_is_embedded_to_a_unit_vector(text: str) -> None:
-    vector = encoder().encode([text])[0]
+    vector = encoders().sentence.encode([text])[0]
     assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-3)
 
 
@@ -183,25 +190,79 @@ def test_long_and_broken_text_is_bounded_and_clean() -> None:
     assert clean("a\n\t b  c") == "a b c"
     assert len(clean("x" * 100_000)) == MAX_CHARS
     assert clean("\ud800ok") == "?ok"
-    shared = encoder()
+    shared = encoders().sentence
     long = shared.encode(["word " * 20_000, "word " * 5_000])
     np.testing.assert_allclose(long[0], long[1], atol=1e-6)
-    assert shared.encode([]).shape == (0, 384)
+    assert shared.encode([]).shape == (0, 1152)
 
 
 def test_a_batch_equals_its_rows() -> None:
-    shared = encoder()
+    shared = encoders().sentence
     texts = ["what is my apr", "a much longer question about " * 5, "hi"]
     alone = np.vstack([shared.encode([text]) for text in texts])
     np.testing.assert_array_equal(shared.encode(texts), alone)
 
 
-def test_the_last_user_turn_is_the_variable_part() -> None:
+def test_a_nine_turn_chat_is_embedded_newest_first_and_bounded() -> None:
     chat = [
-        Message("system", "s"),
-        *(Message(r, f"{r}{n}") for n in range(4) for r in ("user", "assistant")),
+        Message("system", "s" * 5000),
+        *(Message(r, f"{r}{n} " + "x" * 100) for n in range(4) for r in ("user", "assistant")),
     ]
-    chat.append(Message("user", "last"))
+    chat.append(Message("user", "and for the other one?"))
     assert len(chat) == 10
-    assert variable_text(chat) == "last"
+    text = variable_text(chat)
+    parts = text.split("\n")
+    assert parts[0] == "and for the other one?"
+    assert [part.split(" ")[0] for part in parts[1:]] == [
+        "assistant3", "user3", "assistant2", "user2", "assistant1",
+    ]  # fmt: skip
+    assert len(text) <= len(parts[0]) + CONTEXT_CHARS + len(parts)
+    # What matters is in both encoders' windows.
+    shared = encoders()
+    for encoder in (shared.static, shared.sentence):
+        asked, else_ = encoder.encode([text, text.replace("the other one", "my sister's house")])
+        assert float(asked @ else_) < 0.999
+    assert variable_text([*chat, Message("assistant", "prefill")]) == text
     assert variable_text([Message("system", "s")]) == ""
+    assert variable_text([Message("user", "alone")]) == "alone"
+
+
+def test_a_slot_s_content_is_no_part_of_the_template() -> None:
+    slots = compiled_slots({"date": r"\d{4}-\d\d-\d\d", "context": r"(?<=Context: ).*(?= Answer)"})
+
+    def chat(system: str) -> list[Message]:
+        return [Message("system", system), Message("user", "hi")]
+
+    one = fingerprint(chat("Today is 2026-11-25.  Context: a b c Answer briefly."), slots=slots)
+    text = "Today is 2027-01-02. Context: other\nthings Answer briefly."
+    two = fingerprint(chat(text), slots=slots)
+    assert one == two
+    assert one != fingerprint(chat("Today is soon. Context: a Answer briefly."), slots=slots)
+    assert one != fingerprint(chat("Today is 2026-11-25.  Context: a b c Answer briefly."))
+    for bad in ({"date": "("}, {"Date!": "x"}, {"any": "x*"}):
+        with pytest.raises(FitError, match="slot"):
+            compiled_slots(bad)
+
+
+@given(st.text(max_size=80))
+def test_the_static_encoder_embeds_any_text(text: str) -> None:
+    vector = encoders().static.encode([text])[0]
+    assert vector.shape == (256,)
+    assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-3) or not vector.any()
+
+
+def test_a_projection_brings_a_class_together() -> None:
+    vectors, labels = clusters(np.random.default_rng(8), 10, 40, spread=1.2)
+    projection = Projection(seed=1).fit(vectors, labels)
+    out = projection.transform(vectors)
+    same = np.equal.outer(np.array(labels), np.array(labels))
+
+    def told_apart(points: npt.NDArray[np.float32]) -> float:
+        return float(roc_auc_score(same.ravel(), (points @ points.T).ravel()))
+
+    assert told_apart(out) > told_apart(vectors)
+    again = Projection.from_state(
+        projection.weight_.astype(np.float16), projection.bias_.astype(np.float16)
+    )
+    np.testing.assert_array_equal(again.transform(vectors), out)
+    assert np.isfinite(projection.transform(np.zeros((1, 32), np.float32))).all()

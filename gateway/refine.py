@@ -1,0 +1,37 @@
+"""The sentence encoder's word on a prompt, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from gateway.books import Books
+from gateway.judging import Judge
+from gateway.turn import Turn
+from router.judge import Prejudgement
+
+
+@dataclass(frozen=True, slots=True)
+class Refiner:
+    """Runs what takes a millisecond or more in threads of its own."""
+
+    pool: Executor
+    books: Books
+
+    async def prejudge(self, turn: Turn, judge: Judge) -> Prejudgement:
+        """The static tier on a long prompt."""
+        loop = asyncio.get_running_loop()
+        request = turn.request
+        return await loop.run_in_executor(
+            self.pool, judge.prejudge, request.messages, request.body.get("tools")
+        )
+
+    async def refine(self, turn: Turn, judge: Judge, pre: Prejudgement) -> Prejudgement:
+        """Ask the sentence encoder, and note what it said."""
+        started = time.perf_counter()
+        refined = await asyncio.get_running_loop().run_in_executor(self.pool, judge.refine, pre)
+        self.books.spent(turn, "refine", started)
+        turn.prejudged(refined)
+        return refined
