@@ -17,7 +17,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env base demo student judge rows test lint type format bench clean
+.PHONY: help env student-env base demo student judge rows test lint type format bench bench-router bench-streams clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -90,6 +90,12 @@ type: .venv/.ready  ## mypy --strict
 format: .venv/.ready  ## Rewrite by ruff
 	$(BIN)/ruff format -q .
 	$(BIN)/ruff check -q --fix .
+
+bench-router: .venv/.ready  ## The router against its baselines: AUROC, coverage, cost, attacks, latency
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.bench.router
+
+bench-streams: .venv/.ready  ## A thousand simulated streams per scenario through certificate and audit
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.bench.streams
 
 bench: .venv/.ready  ## CPU per request against nginx, paired in one run
 	$(BIN)/python -m tests.bench

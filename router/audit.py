@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import groupby
 
 import numpy as np
 
@@ -80,8 +81,13 @@ class Audit:
 
     def feed(self, state: AuditState, labels: Iterable[bool]) -> AuditState:
         """The state after further labels (True: student and teacher disagree)."""
-        for disagrees in labels:
-            state = self._feed(state, disagrees)
+        for disagrees, run in groupby(labels):
+            count = len(list(run))
+            if disagrees:
+                for _ in range(count):
+                    state = self._error(state)
+            else:
+                state = self._agreements(state, count)
         return state
 
     def status(self, state: AuditState) -> AuditStatus:
@@ -117,19 +123,24 @@ class Audit:
         total = sum(math.exp(value - peak) for value in state.detector)
         return math.exp(min(peak + math.log(total / len(state.detector)), 700.0))
 
-    def _feed(self, state: AuditState, disagrees: bool) -> AuditState:
-        step = self._on_error if disagrees else self._on_agreement
-        detector = np.logaddexp(np.array(state.detector), 0.0) + step
+    def _agreements(self, state: AuditState, count: int) -> AuditState:
+        """A run of agreements at once: M becomes a^n M + a + ... + a^n for its factor a < 1."""
+        factor = self._on_agreement
+        fresh = factor + np.log(np.expm1(count * factor) / np.expm1(factor))
+        detector = np.logaddexp(np.array(state.detector) + count * factor, fresh)
+        return replace(state, labels=state.labels + count, detector=tuple(map(float, detector)))
+
+    def _error(self, state: AuditState) -> AuditState:
+        """One disagreement: M becomes (M + 1) a for its factor a > 1. Only errors can raise the
+        evidence against the promise."""
+        detector = np.logaddexp(np.array(state.detector), 0.0) + self._on_error
         after = replace(
             state,
             labels=state.labels + 1,
-            errors=state.errors + disagrees,
+            errors=state.errors + 1,
             detector=tuple(map(float, detector)),
         )
-        # Only an error can raise the evidence against the promise.
-        if after.refuted is None and disagrees:
-            return replace(after, refuted=self._against(after))
-        return after
+        return after if after.refuted else replace(after, refuted=self._against(after))
 
     def _against(self, state: AuditState) -> str | None:
         evidence = self._evidence.log_above(state.labels, state.errors, self.alpha)

@@ -124,6 +124,22 @@ def test_suspicion_withholds_confirmed_and_passes() -> None:
     assert audit.status(audit.feed(suspicious, [False] * 400)) is AuditStatus.CONFIRMED
 
 
+@given(st.lists(st.booleans(), max_size=80), st.data())
+def test_labels_may_come_in_blocks_of_any_size(labels: list[bool], data: st.DataObject) -> None:
+    audit = Audit(ALPHA, DELTA)
+    whole = audit.feed(audit.begin(1), labels)
+    cut = data.draw(st.integers(0, len(labels)))
+    halves = audit.feed(audit.feed(audit.begin(1), labels[:cut]), labels[cut:])
+    singly = audit.begin(1)
+    for label in labels:
+        singly = audit.feed(singly, [label])
+    for other in (halves, singly):
+        assert (other.labels, other.errors, other.refuted) == (
+            whole.labels, whole.errors, whole.refuted,
+        )  # fmt: skip
+        np.testing.assert_allclose(other.detector, whole.detector, rtol=1e-9, atol=1e-9)
+
+
 def test_delta_is_spent_over_epochs() -> None:
     assert sum(spent_delta(0.05, k) for k in range(1, 20000)) == pytest.approx(0.05, abs=1e-5)
     audit = Audit(ALPHA, DELTA)
