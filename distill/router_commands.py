@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill.answers import StudentEndpoint, with_student_answers
+from router.agreement import false_agree, false_disagree, row_comparator
+from router.comparator import parse as parse_comparator
 from router.data import Data
 from router.encoder import load_encoders
-from router.errors import RouterError
+from router.errors import FitError, RouterError
 from router.evaluate import Scored, evaluate
 from router.fit import FitSettings, fit_artefact
 from router.judge import Judge
@@ -48,9 +50,21 @@ def fit(
     alpha: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Largest risk.")] = 0.05,
     delta: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Failure probability.")] = 0.05,
     comparator: Annotated[
-        Literal["label", "text"], typer.Option(help="When two answers agree.")
+        str, typer.Option(help="When two answers agree: KIND or KIND:option=value,...")
     ] = "label",
     gate_tokens: Annotated[int, typer.Option(min=1, max=1024, help="Prefix length.")] = 32,
+    promotion: Annotated[
+        int | None,
+        typer.Option(min=1, help="The how-manieth certificate of a promise for all of them."),
+    ] = None,
+    weights: Annotated[
+        Literal["thin", "betting"],
+        typer.Option(help="Rows of unequal draw probability: thin them, or keep their weights."),
+    ] = "thin",
+    slot: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=REGEX of a variable place in the fixed part; may be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 20261124,
     cache: Annotated[Path, CACHE] = Path(".cache/encoders"),
 ) -> None:
@@ -62,10 +76,13 @@ def fit(
         settings = FitSettings(
             task=task,
             version=out.name,
-            comparator=comparator,
+            comparator=parse_comparator(comparator).name,
             alpha=alpha,
             delta=delta,
             gate_tokens=gate_tokens,
+            promotion=promotion,
+            weights=weights,
+            slots=_slots(slot or []),
             student=student_model,
             student_sha256=_sha256(student_manifest),
             seed=seed,
@@ -114,6 +131,50 @@ def answers(
     typer.echo(json.dumps({"rows": len(rows), "out": str(out)}))
 
 
+@app.command("comparator")
+def comparator_command(
+    source: Annotated[Path, typer.Option("--in", help="Rows with 'student' and 'equivalent'.")],
+    comparator: Annotated[
+        list[str], typer.Option(help="KIND or KIND:option=value,...; may be repeated.")
+    ],
+    system: Annotated[str | None, typer.Option(help="System message of {'text'} rows.")] = None,
+    cache: Annotated[Path, CACHE] = Path(".cache/encoders"),
+) -> None:
+    """Say how often comparators are wrong, on rows whose gold says whether the answers agree."""
+    with _one_sentence():
+        rows = read_rows(source, system)
+        encoders = load_encoders(cache) if any(map(_embeds, comparator)) else None
+        for name in comparator:
+            agrees = row_comparator(parse_comparator(name).name, encoders)
+            wrong, strict = false_agree(rows, agrees), false_disagree(rows, agrees)
+            if wrong is None or strict is None:
+                raise FitError(f"{source}: no row has 'equivalent': true or false")
+            typer.echo(
+                json.dumps(
+                    {
+                        "comparator": parse_comparator(name).name,
+                        "rows": wrong.rows,
+                        "false_agree": round(wrong.rate, 5),
+                        "false_agree_upper": round(wrong.upper, 5),
+                        "false_disagree": round(strict.rate, 5),
+                        "false_disagree_upper": round(strict.upper, 5),
+                    }
+                )
+            )
+
+
+def _slots(options: Sequence[str]) -> dict[str, str]:
+    pairs = [option.partition("=") for option in options]
+    for name, equals, expression in pairs:
+        if not equals or not expression:
+            raise FitError(f"--slot {name!r} must be NAME=REGEX")
+    return {name: expression for name, _, expression in pairs}
+
+
+def _embeds(name: str) -> bool:
+    return parse_comparator(name).kind == "embedding"
+
+
 def _completed(data: Data, student: str, model: str | None) -> Data:
     if model is None:
         raise typer.BadParameter("--student needs --student-model")
@@ -144,6 +205,9 @@ def _row_json(row: Row) -> dict[str, Any]:
         obj["slice"] = row.slice
     if row.weight != 1.0:
         obj["weight"] = row.weight
+    for name in ("out", "agrees", "equivalent"):
+        if getattr(row, name) is not None:
+            obj[name] = getattr(row, name)
     if row.student is not None:
         obj["student"] = student_json(row.student)
     return obj

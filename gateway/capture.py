@@ -64,6 +64,10 @@ class Capture:
         """Commit the second half of a draw."""
         return await self._submit(None, lambda s: s.finish_draw(exchange_id, draw, now))
 
+    async def keep_judgement(self, key: str, task: str, agrees: bool, now: float) -> bool:
+        """Commit what the judge comparator said."""
+        return await self._submit(None, lambda s: s.keep_judgement(key, task, agrees, now))
+
     async def _submit(
         self, exchange: Exchange | None, write: Callable[[SqliteStore], None] | None
     ) -> bool:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.config_file import load_config, store_path
-from gateway.draws import answer_text
+from gateway.equivalence import answer_text
 from gateway.errors import ConfigError, StoreError
 from gateway.store.records import Exchange, Filter, Status
 from gateway.store.sqlite import SqliteStore

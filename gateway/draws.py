@@ -11,7 +11,9 @@ from typing import Any
 import aiohttp
 import orjson
 
+from gateway.asking import ask_teacher
 from gateway.books import Books
+from gateway.equivalence import Equivalence, answer_text
 from gateway.errors import GatewayError
 from gateway.judging import Judge
 from gateway.logs import log
@@ -20,10 +22,8 @@ from gateway.store.records import Draw, DrawState, PendingDraw
 from gateway.store.sqlite import SqliteStore
 from gateway.student import StudentAnswer, StudentFault, ask_student, student_body
 from gateway.tasks import TaskRuntime, Tasks
-from gateway.teacher import TeacherCall, TeacherDown, teacher_body
-from gateway.teacher_side import completion
+from gateway.teacher import TeacherDown, teacher_body
 from gateway.upstream import UpstreamError, monotonic
-from router.comparator import comparator
 from router.confidence import TOP_LOGPROBS, Prefix
 
 IDLE_S = 5.0
@@ -47,6 +47,7 @@ class DrawWorker:
     reader: SqliteStore
     session: aiohttp.ClientSession
     books: Books
+    equivalence: Equivalence
     sleep: Callable[[float], Any] = asyncio.sleep
 
     async def run(self) -> None:
@@ -83,33 +84,24 @@ class DrawWorker:
         overdue = time.time() - job.created_at > task.settings.risk.audit_timeout_s
         state = DrawState.FAILED if overdue else DrawState.PENDING
         second: _Second | None = None
+        agrees: bool | None = None
         try:
             ask = self._teacher if job.wants == "teacher" else self._student
             second = await ask(task, job)
+            agrees = None if second is None else await self._agree(task, job, second.answer)
         except GatewayError as error:  # the teacher refuses this request, and always will
             log("draw_refused", id=job.exchange_id, error=str(error))
             state = DrawState.FAILED
         except (TeacherDown, StudentFault, UpstreamError, TimeoutError) as error:
             log("draw_failed", id=job.exchange_id, wants=job.wants, error=str(error))
-        if second is None:
+        if second is None or agrees is None:
             return Draw(0.0, job.wants, state, tries)
-        agrees = self._agree(task, job, second.answer)
         return Draw(0.0, job.wants, DrawState.DONE, tries, second.answer, agrees, second.score)
 
     async def _teacher(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
         request = parse_chat(orjson.dumps({**job.request, "stream": False, "stream_options": None}))
-        call = TeacherCall(
-            task.teacher, self.session, lambda attempt: self.books.book_spend(task.name, attempt)
-        )
-        opened = await call.open(teacher_body(request, task.teacher.settings.model), False)
-        try:
-            async with asyncio.timeout(task.teacher.settings.total_timeout_s):
-                body = completion(await opened.response.read())
-        finally:
-            opened.response.close()
-        usage = (body or {}).get("usage")
-        record = call.record("ok" if body else "malformed", 200, opened.started, usage)
-        self.books.book_spend(task.name, record)
+        wanted = teacher_body(request, task.teacher.settings.model)
+        body = await ask_teacher(task, self.session, self.books, wanted)
         return _Second(body) if body is not None else None
 
     async def _student(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
@@ -154,12 +146,12 @@ class DrawWorker:
         prefix = answer.gate.prefix
         return await asyncio.to_thread(_settled, judge, request, prefix)
 
-    @staticmethod
-    def _agree(task: TaskRuntime, job: PendingDraw, answer: Mapping[str, Any]) -> bool:
-        agree = comparator(task.settings.risk.comparator)
+    async def _agree(
+        self, task: TaskRuntime, job: PendingDraw, answer: Mapping[str, Any]
+    ) -> bool | None:
         first, second = answer_text(job.answer or {}), answer_text(answer)
         student, teacher = (first, second) if job.wants == "teacher" else (second, first)
-        return agree(student, teacher)
+        return await self.equivalence.agrees(task, job.request, student, teacher)
 
 
 def _settled(judge: Judge, request: ChatRequest, prefix: Prefix) -> float | None:
@@ -170,10 +162,3 @@ def _settled(judge: Judge, request: ChatRequest, prefix: Prefix) -> float | None
         return None
     refined, score = judge.settle(pre, prefix)
     return None if refined.out else score
-
-
-def answer_text(completion: Mapping[str, Any]) -> str:
-    """Content of the first choice of a completion."""
-    choices = completion.get("choices") or [{}]
-    content = (choices[0].get("message") or {}).get("content")
-    return content if isinstance(content, str) else ""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from router.certify import Certificate
 from router.confidence import Prefix
 from router.drift import Reference
+from router.encoder import Encoders
 from router.judge import DecodeProfile, Prejudgement, Score
 from router.template import Message
 
@@ -21,6 +22,7 @@ class Judge(Protocol):
     certificate: Certificate
     profile: DecodeProfile
     reference: Reference | None
+    encoders: Encoders
 
     def prejudge(
         self, messages: Sequence[Message], tools: Any = None, response_format: Any = None

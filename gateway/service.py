@@ -22,6 +22,7 @@ from gateway.build import build_tasks
 from gateway.capture import Capture
 from gateway.config_file import store_path
 from gateway.draws import DrawWorker
+from gateway.equivalence import Equivalence
 from gateway.errors import GatewayError
 from gateway.flow import Flow
 from gateway.ids import new_id
@@ -101,7 +102,9 @@ class Service:
         self._announce()
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
-        for worker in (DrawWorker(self.tasks, reader, session, books), self.auditor):
+        equivalence = Equivalence(session, reader, books)
+        draws = DrawWorker(self.tasks, reader, session, books, equivalence)
+        for worker in (draws, self.auditor):
             stack.push_async_callback(_stopped, asyncio.create_task(_logged(worker)))
         if self.config.admin is not None:
             key = AdminKey(self._secrets[self.config.admin.key_env])

@@ -12,6 +12,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from router.comparator import parse as parse_comparator
+from router.errors import FitError
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -26,6 +29,14 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _comparator(value: str) -> str:
+    try:
+        return parse_comparator(value).name
+    except FitError as error:
+        raise ValueError(str(error)) from error
+
+
+ComparatorName = Annotated[str, AfterValidator(_comparator)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 
 
@@ -119,7 +130,9 @@ class Risk(Section):
 
     alpha: float = Field(0.05, gt=0, lt=1, description="Largest share of disagreeing answers.")
     delta: float = Field(0.05, gt=0, lt=1, description="Probability that the promise fails.")
-    comparator: Literal["label", "text"] = Field("label", description="When two answers agree.")
+    comparator: ComparatorName = Field(
+        "label", description="When two answers agree: `KIND` or `KIND:option=value,...`; see below."
+    )
     draw_rate: Share = Field(
         0.02,
         description="Share of requests that get both answers; the least that the audit lives on. "

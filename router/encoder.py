@@ -91,6 +91,12 @@ class Encoders:
     static: Encoder
     sentence: Encoder
 
+    def similarity(self, one: str, other: str) -> float:
+        """Cosine similarity of two texts' sentence embeddings: what the embedding comparator
+        asks for."""
+        first, second = sentence_vectors(self.sentence.encode([one, other]))
+        return float(first @ second)
+
 
 def load_encoders(cache: Path) -> Encoders:
     """Both encoders; see ``load_encoder``.

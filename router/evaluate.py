@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.comparator import comparator
+from router.agreement import row_comparator
 from router.errors import FitError
 from router.judge import Judge
 from router.rows import Row
@@ -71,14 +71,14 @@ def ood_metrics(scores: npt.NDArray[np.float64], out: npt.NDArray[np.bool_]) -> 
 
 def _score(judge: Judge, rows: Sequence[Row]) -> list[Scored]:
     known = {str(p["completion"]) for p in judge.artefact.prompts}
-    agree = comparator(judge.certificate.comparator)
+    agree = row_comparator(judge.certificate.comparator, judge.encoders)
     scored = []
     for row in rows:
         if row.completion is None:
             raise FitError("evaluation rows need a 'label' or 'completion'")
         decision = judge.decide(row.text, judge.known(row.messages), row.student)
         answer = row.student
-        disagrees = None if answer is None else not agree(answer.text, row.completion)
+        disagrees = None if answer is None else not agree(row)
         out = row.completion not in known if row.out is None else row.out
         # P(out) of the best tier: what is compared with other methods.
         pre = judge.refine(decision.pre)

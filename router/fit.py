@@ -11,13 +11,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from router.agreement import false_agree, row_comparator
 from router.artefact import Artefact, save_artefact
 from router.cascade import Bands, Trial, cascade_score, fit_bands, share_asked
 from router.certify import (
@@ -28,7 +29,7 @@ from router.certify import (
     risk_p_value,
     threshold_grid,
 )
-from router.comparator import Name, comparator
+from router.comparator import Name
 from router.confidence import LengthScale, Prefix
 from router.data import Data, answered, check, closed_labels, thinned
 from router.distance import Distance
@@ -137,7 +138,7 @@ class _Fitter:
         self._settings = settings
         self._encoders = encoders
         self._say = progress
-        self._agree = comparator(settings.comparator)
+        self._agree = row_comparator(settings.comparator, encoders)
         self._slots = compiled_slots(settings.slots)
         self._templates = sorted({self._fingerprint(row) for row in data.train})
         self._labels = closed_labels(data.train)
@@ -258,6 +259,10 @@ class _Fitter:
         )
         certificate = certify(calibration, rule.grid, self._budget())
         tau = certificate.tau or 0.0
+        shown = [row for row, score in zip(rows, scores, strict=True) if score < tau]
+        rate = false_agree(shown, self._agree)
+        if rate is not None:
+            certificate = replace(certificate, false_agree_rate=rate.upper)
         flips = float(((scores < tau) != (alone < tau)).mean())
         cascade = None if asked is None else {"asked": asked, "flips": flips}
         return _Certified(certificate, Reference.fitted(out), cascade)
@@ -283,11 +288,7 @@ class _Fitter:
         )
 
     def _disagrees(self, rows: Sequence[Row]) -> Bools:
-        return np.array([not self._agrees(row) for row in rows])
-
-    def _agrees(self, row: Row) -> bool:
-        assert row.student is not None and row.completion is not None
-        return self._agree(row.student.text, row.completion)
+        return np.array([not self._agree(row) for row in rows])
 
     def _prefix(self, row: Row) -> Prefix:
         assert row.student is not None

@@ -47,6 +47,10 @@ class Row:
     slice: str | None = None
     out: bool | None = None
     """Stated membership for evaluation; where absent, the label decides."""
+    agrees: bool | None = None
+    """The comparator's word where it was applied already, as the judge comparator's must be."""
+    equivalent: bool | None = None
+    """Gold: whether the two answers really say the same, by a person or the data's own key."""
 
     @property
     def text(self) -> str:
@@ -123,15 +127,22 @@ def _parse(obj: Any, system: str | None, where: str) -> Row:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise RowError(f"{where}: 'weight' must be a positive finite number")
     student = _student(obj["student"], where) if obj.get("student") is not None else None
-    part, out = obj.get("slice"), obj.get("out")
+    part = obj.get("slice")
     return Row(
         messages,
         completion,
         student,
         float(weight),
         part if isinstance(part, str) else None,
-        out if isinstance(out, bool) else None,
+        *(_flag(obj, name, where) for name in ("out", "agrees", "equivalent")),
     )
+
+
+def _flag(obj: Mapping[str, Any], name: str, where: str) -> bool | None:
+    value = obj.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RowError(f"{where}: {name!r} must be true or false")
+    return value
 
 
 def _messages(obj: Mapping[str, Any], system: str | None, where: str) -> tuple[Message, ...]:

@@ -29,7 +29,7 @@ PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
         "`UNDERSTUDY_LISTEN__PORT=9000`; lists are given as\nJSON. Secrets are never in the file: "
         "keys that end in `_env` name the variable that holds them.\nRelative paths start at the "
         "file's folder.",
-        tables.settings,
+        lambda: tables.settings() + "\n\n## Comparators\n\n" + tables.comparators(),
     ),
     "http.md": (
         "# HTTP reference\n\n`POST /v1/chat/completions` (JSON and SSE), `GET /v1/models`, "

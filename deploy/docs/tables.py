@@ -18,6 +18,7 @@ from gateway.metrics import Metrics
 from gateway.settings import Config
 from gateway.store.audits import EventKind
 from gateway.verdict import Reason
+from router.comparator import KINDS
 
 REASONS: Mapping[Reason, str] = {
     Reason.IN_DISTRIBUTION: "The student answered: near enough and confident enough.",
@@ -88,6 +89,11 @@ def errors() -> str:
 def reasons() -> str:
     """Every reason."""
     return table(("reason", "meaning"), ((f"`{r}`", text) for r, text in REASONS.items()))
+
+
+def comparators() -> str:
+    """Every kind of comparator."""
+    return table(("comparator", "meaning"), _pairs(KINDS))
 
 
 def events() -> str:

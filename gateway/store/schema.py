@@ -62,7 +62,10 @@ CREATE TABLE events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, task TEXT NOT NULL,
     kind TEXT NOT NULL, detail BLOB NOT NULL
 ) STRICT;
-CREATE INDEX events_by_task ON events (task, seq)
+CREATE INDEX events_by_task ON events (task, seq);
+CREATE TABLE judgements (
+    key TEXT PRIMARY KEY, task TEXT NOT NULL, agrees INTEGER NOT NULL, at REAL NOT NULL
+) STRICT
 """
 
 _STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT}

@@ -140,6 +140,26 @@ class SqliteStore:
             for id_, task, wants, tries, at, request, answer, router in rows
         ]
 
+    def judgement(self, key: str) -> bool | None:
+        """What the judge comparator said of this pair of answers before."""
+        sql = "SELECT agrees FROM judgements WHERE key=?"
+        row = self._db.execute(sql, (key,)).fetchone()
+        return None if row is None else bool(row[0])
+
+    def keep_judgement(self, key: str, task: str, agrees: bool, now: float) -> None:
+        """Keep the judge comparator's word: asked once, paid once.
+
+        Raises:
+            StoreError: it is not stored.
+        """
+        try:
+            self._db.execute(
+                "INSERT OR REPLACE INTO judgements (key, task, agrees, at) VALUES (?, ?, ?, ?)",
+                (key, task, int(agrees), now),
+            )
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+
     def read(self, which: Filter) -> Iterator[Exchange]:
         """Exchanges by time, one after another: memory does not grow with the store."""
         where, values = _where(which)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from router.comparator import comparator
 from router.confidence import FLOOR, NAMES, SIGNS, LengthScale, Prefix, confidence_features
 from router.data import closed_labels, thinned
 from router.distance import Distance, NearestPrompts
@@ -94,14 +93,6 @@ def test_usable_answers_are_whole_and_not_empty() -> None:
     assert usable(StudentAnswer("a", (), "stop"))
     for answer in (None, StudentAnswer(" ", (), "stop"), StudentAnswer("a", (), "length")):
         assert not usable(answer)
-
-
-def test_comparators() -> None:
-    label, text = comparator("label"), comparator("text")
-    assert label(" apr\n", "apr")
-    assert not label("APR", "apr")
-    assert text("The  answer is\n4.", "the answer is 4")
-    assert not text("4", "5")
 
 
 def clusters(
