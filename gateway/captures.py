@@ -47,7 +47,7 @@ def list_command(
 ) -> None:
     """List exchanges, newest first."""
     which = Filter(
-        task, None, _value(served_by), _value(reason), None, _since(since), fallbacks,
+        task, None, _value(served_by), _value(reason), None, since_time(since), fallbacks,
         limit=limit, newest_first=True,
     )  # fmt: skip
     with _store(config) as store:
@@ -87,8 +87,8 @@ def export(
 ) -> None:
     """Export whole, untruncated answers as rows that `router fit` and `student train` read."""
     which = Filter(
-        task, None, _value(served_by), _value(reason), Status.COMPLETE, _since(since), fallbacks,
-        drawn,
+        task, None, _value(served_by), _value(reason), Status.COMPLETE, since_time(since),
+        fallbacks, drawn,
     )  # fmt: skip
     with _store(config) as store:
         rows = (row for exchange in store.read(which) if (row := _row(exchange)) is not None)
@@ -113,7 +113,7 @@ def _row(exchange: Exchange) -> dict[str, Any] | None:
     if exchange.draw is not None and exchange.draw_p:
         row["weight"] = 1.0 / exchange.draw_p
     if "student" in answers:
-        row["student"] = _student(answers["student"], exchange)
+        row["student"] = student_json_of(answers["student"], exchange)
     return row
 
 
@@ -131,19 +131,22 @@ def _is_whole(answer: Any) -> bool:
     return bool(choices) and all(c.get("finish_reason") in _WHOLE for c in choices)
 
 
-def _student(answer: Any, exchange: Exchange) -> dict[str, Any]:
+def student_json_of(answer: Any, exchange: Exchange) -> dict[str, Any]:
+    """A student's answer as rows hold it. The gated prefix of an answer that the student served
+    has all its alternatives; the answer itself only those that the client asked for."""
     choice = (answer.get("choices") or [{}])[0]
     content = (choice.get("logprobs") or {}).get("content") or []
+    prefix = exchange.prefix if exchange.served_by == "student" else None
     row: dict[str, Any] = {
         "text": answer_text(answer),
         "finish_reason": choice.get("finish_reason") or "stop",
     }
-    if content:
+    if prefix is not None and prefix["finished"]:
+        row["tokens"] = [{"token": t[0], "logprob": t[1]} for t in prefix["tokens"]]
+        row["top_logprobs"] = [t[2] for t in prefix["tokens"]]
+    elif content:
         row["tokens"] = [{"token": t["token"], "logprob": t["logprob"]} for t in content]
         row["top_logprobs"] = [[a["logprob"] for a in t["top_logprobs"]] for t in content]
-    elif exchange.prefix is not None:
-        row["tokens"] = [{"token": t[0], "logprob": t[1]} for t in exchange.prefix["tokens"]]
-        row["top_logprobs"] = [t[2] for t in exchange.prefix["tokens"]]
     return row
 
 
@@ -197,7 +200,8 @@ def _prompt(row: Exchange) -> str:
     return content if isinstance(content, str) else json.dumps(content)
 
 
-def _since(text: str | None) -> float | None:
+def since_time(text: str | None) -> float | None:
+    """Unix seconds of so long ago; ends the command where the text cannot be read."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,9})([smhd])", text)

@@ -1,14 +1,15 @@
-"""``understudy serve``, ``check-config`` and ``explain``."""
+"""``understudy serve``, ``check-config``, ``explain`` and ``replay``."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from gateway.config_file import environment, load_config, named_secrets, read_secrets
+from gateway.config_file import environment, load_config, named_secrets, read_secrets, store_path
 from gateway.errors import ConfigError, StoreError
 from gateway.settings import Config
 
@@ -77,6 +78,52 @@ def explain(
     typer.echo(json.dumps(result) if as_json else _readable(result))
 
 
+@app.command()
+def replay(
+    config: ConfigFile,
+    task: Annotated[str | None, typer.Option(help="Task; the first by default.")] = None,
+    since: Annotated[str, typer.Option(help="The last 30m, 24h or 7d.")] = "7d",
+    alpha: Annotated[
+        float | None, typer.Option(min=0.0001, max=0.5, help="Certify this risk on the draws.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Try this threshold.")] = None,
+    artefact: Annotated[Path | None, typer.Option(help="Another artefact folder.")] = None,
+    slice_by: Annotated[
+        Literal["reason", "answer", "template", "principal"], typer.Option(help="Slices.")
+    ] = "reason",
+    plot: Annotated[Path | None, typer.Option(help="Write the risk-coverage curve (SVG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Try another budget, threshold or artefact on what was logged: coverage, risk, cost."""
+    from gateway.captures import since_time
+    from gateway.replay import Wish, cases, plain, plot_svg, report
+    from gateway.store.records import Filter, Status
+    from gateway.store.sqlite import SqliteStore
+    from router.encoder import load_encoders
+    from router.errors import RouterError
+    from router.judge import Judge
+
+    loaded = _loaded(config)
+    try:
+        settings = next((t for t in loaded.tasks if task in (None, t.name)), None)
+        if settings is None:
+            raise ConfigError([f"there is no task {task!r}"])
+        folder = artefact or (settings.router.artefact if settings.router else None)
+        if folder is None:
+            raise ConfigError([f"task {settings.name!r} has no router; name an --artefact"])
+        judge = Judge.load(folder, load_encoders(loaded.cache))
+        which = Filter(task=settings.name, status=Status.COMPLETE.value, since=since_time(since))
+        with contextlib.closing(SqliteStore.read_only(store_path(loaded))) as store:
+            found = cases(store.read(which), judge, settings, slice_by)
+    except (ConfigError, StoreError, RouterError) as error:
+        _fail([f"{config}: {error}"])
+    wish = Wish(alpha or settings.risk.alpha, settings.risk.delta, threshold, alpha is not None)
+    result = report(found, judge, wish)
+    if plot is not None:
+        plot.write_text(plot_svg(result))
+    typer.echo(json.dumps(result) if as_json else plain(result))
+
+
 def _readable(result: dict[str, Any]) -> str:
     lines = [
         f"verdict    {result['served_by']}, {result['reason']}",
@@ -89,7 +136,10 @@ def _readable(result: dict[str, Any]) -> str:
     if result["note"]:
         lines.append(f"note       {result['note']}")
     lines.append("weighed (log-odds towards the teacher):")
-    lines += [f"  {name:18} {value:+.2f}" for name, value in result["weighed"].items()]
+    lines += [f"  {name:22} {value:+.2f}" for name, value in result["weighed"].items()]
+    if result["would_flip"]:
+        lines.append("any one of these, alone, would turn the verdict:")
+        lines += [f"  {name:22} at {value:.3f}" for name, value in result["would_flip"].items()]
     lines.append("nearest training prompts:")
     lines += [
         f"  {n['similarity']:.3f}  {n['text']!r} -> {n['completion']}" for n in result["nearest"]

@@ -107,6 +107,7 @@ def _result(
     score = judge.score(pre, prefix).value if prefix is not None else None
     served, why = _verdict(judge, reason, score, gate)
     weighed = judge.contributions(pre, prefix)
+    flips = judge.flips(pre, prefix) if reason is None and prefix is not None else {}
     return {
         "task": case.settings.name,
         "served_by": served,
@@ -119,6 +120,7 @@ def _result(
         "student_answer": gate.answer.text if gate is not None else None,
         "note": note,
         "weighed": dict(sorted(weighed.items(), key=lambda item: -abs(item[1]))),
+        "would_flip": flips,
         "nearest": [
             {"similarity": similarity, **prompt}
             for similarity, prompt in judge.nearest(case.request.messages[-1].content)

@@ -18,13 +18,28 @@ import numpy as np
 from router.artefact import Artefact, load_artefact
 from router.cascade import Bands
 from router.certify import Certificate
-from router.confidence import LengthScale, Prefix
+from router.confidence import FLOOR, LengthScale, Prefix
 from router.drift import Reference
 from router.encoder import Encoders, sentence_vectors
 from router.errors import ArtefactError, FitError
 from router.rows import StudentAnswer, usable
 from router.template import Message, compiled_slots, fingerprint, variable_text
-from router.tier import Look, Tier
+from router.tier import FEATURES, Look, Tier
+
+REACH: Mapping[str, tuple[float, float]] = {
+    "projected_similarity": (-1.0, 1.0),
+    "similarity": (-1.0, 1.0),
+    "energy": (-1e3, 1e3),
+    "first_margin": (FLOOR, -FLOOR),
+    "mean_logprob": (FLOOR, 0.0),
+    "min_logprob": (FLOOR, 0.0),
+    "low_logprob": (FLOOR, 0.0),
+    "entropy": (0.0, 2.0),
+    "length_surprise": (0.0, 50.0),
+    "known_answer": (0.0, 1.0),
+    "head_logprob": (FLOOR, 0.0),
+}
+"""Values that each feature can take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +217,26 @@ class Judge:
         if pre.first is not None and self.first is not None:
             return self.first.contributions(pre.first, prefix, self._length)
         return {}
+
+    def flips(self, pre: Prejudgement, prefix: Prefix) -> dict[str, float]:
+        """What each feature, alone, would have to be for the verdict to turn: the value at which
+        the score meets the threshold. Features that cannot turn it by themselves are left out."""
+        if pre.second is None or self.second.combine is None or self.threshold is None:
+            return {}
+        model = self.second.combine
+        found = self.second.all_features(pre.second, prefix, self._length)
+        wanted = float(np.log(self.threshold / max(1.0 - self.threshold, 1e-12)))
+        missing = wanted - float(model.decision_function(found))
+        values = {}
+        for index, name in enumerate(FEATURES):
+            coefficient = float(model.coef_[index])
+            if abs(coefficient) < 1e-6:
+                continue
+            value = float(found[index]) + missing / coefficient * float(model.scale_[index])
+            low, high = REACH[name]
+            if low <= value <= high:
+                values[name] = value
+        return values
 
     def nearest(self, text: str, count: int = 5) -> list[tuple[float, Mapping[str, Any]]]:
         """The nearest training prompts: (cosine similarity, prompt row), nearest first."""

@@ -162,6 +162,15 @@ def _message(item: Any, where: str) -> Message:
     return Message(item["role"], content if isinstance(content, str) else json.dumps(content))
 
 
+def student_from_json(raw: Any, where: str) -> StudentAnswer:
+    """What ``student_json`` gave; ``where`` is named in errors.
+
+    Raises:
+        RowError: it is malformed.
+    """
+    return _student(raw, where)
+
+
 def _student(raw: Any, where: str) -> StudentAnswer:
     if not isinstance(raw, dict) or not isinstance(raw.get("text"), str):
         raise RowError(f"{where}: 'student' needs 'text'")

@@ -1,0 +1,355 @@
+"""What if: another budget, threshold or artefact on traffic that was logged.
+
+Draws hold both answers, so that any rule can be tried on them; each stands for 1/p requests. Of the
+rest only the verdict can be known, and not always: a prompt that the student was never asked about
+has no score. Such requests are counted as *open*, and bound the coverage from both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from scipy.stats import beta
+
+from gateway.captures import student_json_of
+from gateway.equivalence import answer_text
+from gateway.schema import parse_chat
+from gateway.settings import Task
+from gateway.store.records import DrawState, Exchange
+from gateway.teacher import teacher_cost_usd
+from router.certify import Budget, Calibration, Certificate, certify, risk_p_value, threshold_grid
+from router.comparator import comparator
+from router.confidence import Prefix
+from router.judge import Judge
+from router.rows import StudentAnswer, student_from_json, usable
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+OUTSIDE = frozenset({"override", "no_student", "teacher_down", "unsupported_feature", "deadline"})
+"""Reasons of exchanges that no judge decided: in no coverage and no risk."""
+CURVE_POINTS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One judged exchange under the rule that is tried.
+
+    ``score`` is infinite where the rule sends it to the teacher before the student is asked, and
+    NaN where that cannot be known. ``disagrees`` is None unless both answers are there.
+    """
+
+    score: float
+    disagrees: bool | None
+    p: float | None
+    part: str
+    teacher_usd: float
+    spent_usd: float
+    served_by_student: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked for: a threshold, or alpha to certify on the draws; neither is the artefact's
+    own threshold."""
+
+    alpha: float
+    delta: float
+    threshold: float | None
+    certify: bool
+
+
+def cases(exchanges: Iterable[Exchange], judge: Judge, task: Task, slice_by: str) -> list[Case]:
+    """Every judged, whole exchange, scored by ``judge``."""
+    agree = None
+    found = []
+    for exchange in exchanges:
+        if exchange.reason in OUTSIDE:
+            continue
+        agree = agree or comparator(task.risk.comparator, judge.encoders)
+        found.append(_case(exchange, judge, task, slice_by, agree))
+    return found
+
+
+def report(found: Sequence[Case], judge: Judge, wish: Wish) -> dict[str, Any]:
+    """Coverage, risk, cost and slices as plain values."""
+    draws = [c for c in found if c.disagrees is not None and c.p and not math.isnan(c.score)]
+    certificate = _certificate(draws, judge, wish) if wish.certify else None
+    tau = wish.threshold
+    if tau is None:
+        tau = certificate.tau if certificate is not None else judge.threshold
+    tau = 0.0 if tau is None else tau
+    return {
+        "router": judge.version,
+        "requests": len(found),
+        "draws": len(draws),
+        "alpha": wish.alpha,
+        "delta": wish.delta,
+        "threshold": tau,
+        "certificate": certificate.to_json() if certificate is not None else None,
+        "coverage": _coverage(found, draws, tau),
+        "risk": _risk(draws, tau, wish),
+        "cost": _cost(found, tau),
+        "slices": {
+            part: {
+                **_coverage(mine, [c for c in draws if c.part == part], tau),
+                **_risk([c for c in draws if c.part == part], tau, wish),
+            }
+            for part, mine in _parts(found).items()
+        },
+        "curve": _curve(draws, wish),
+    }
+
+
+def _case(
+    exchange: Exchange, judge: Judge, task: Task, slice_by: str, agree: Any
+) -> Case:  # fmt: skip
+    draw = exchange.draw
+    answers = {exchange.served_by: exchange.answer}
+    if draw is not None and draw.state is DrawState.DONE:
+        answers[draw.wants] = draw.answer
+    student = _student(exchange, answers.get("student"))
+    disagrees = None
+    if draw is not None and draw.state is DrawState.DONE and student is not None:
+        teacher = answer_text(answers.get("teacher") or {})
+        disagrees = not agree(answer_text(answers.get("student") or {}), teacher)
+    tokens = _tokens(exchange)
+    return Case(
+        _score(exchange, judge, student),
+        disagrees,
+        exchange.draw_p,
+        _part(exchange, answers, slice_by),
+        teacher_cost_usd(task.teacher, *tokens),
+        sum(a.cost_usd for a in exchange.attempts),
+        exchange.served_by == "student",
+    )
+
+
+def _student(exchange: Exchange, answer: Mapping[str, Any] | None) -> StudentAnswer | Prefix | None:
+    """The student's whole answer, or what is known of its beginning."""
+    if answer is not None:
+        return student_from_json(student_json_of(answer, exchange), exchange.id)
+    if exchange.prefix is None:
+        return None
+    whole = student_from_json(
+        {
+            "text": exchange.prefix["text"],
+            "tokens": [{"token": t[0], "logprob": t[1]} for t in exchange.prefix["tokens"]],
+            "top_logprobs": [t[2] for t in exchange.prefix["tokens"]],
+        },
+        exchange.id,
+    )
+    return Prefix(whole.tokens, whole.text, bool(exchange.prefix["finished"]))
+
+
+def _score(exchange: Exchange, judge: Judge, student: StudentAnswer | Prefix | None) -> float:
+    messages = parse_chat(orjson.dumps(exchange.request)).messages
+    pre = judge.prejudge(messages)
+    if pre.undecided:
+        pre = judge.refine(pre)
+    if pre.out or not pre.known_template:
+        return math.inf
+    if student is None:
+        return math.nan
+    if isinstance(student, StudentAnswer):
+        if not usable(student):
+            return math.inf
+        student = Prefix.of(student, judge.gate_tokens)
+    return judge.settle(pre, student)[1]
+
+
+def _part(exchange: Exchange, answers: Mapping[str, Any], slice_by: str) -> str:
+    if slice_by == "answer":
+        return answer_text(answers.get("teacher") or exchange.answer or {})[:40] or "(empty)"
+    return str(getattr(exchange, slice_by) or "-")
+
+
+def _tokens(exchange: Exchange) -> tuple[int, int]:
+    """Prompt and completion tokens of the answer that was served, as its upstream counted."""
+    for attempt in reversed(exchange.attempts):
+        if attempt.role == exchange.served_by and attempt.outcome == "ok":
+            return attempt.prompt_tokens, attempt.completion_tokens
+    return 0, 0
+
+
+def _parts(found: Sequence[Case]) -> dict[str, list[Case]]:
+    parts: dict[str, list[Case]] = {}
+    for case in found:
+        parts.setdefault(case.part, []).append(case)
+    largest = sorted(parts.items(), key=lambda item: -len(item[1]))
+    return dict(largest[:20])
+
+
+def _coverage(found: Sequence[Case], draws: Sequence[Case], tau: float) -> dict[str, Any]:
+    """An estimate from the draws, and what every request, drawn or not, allows."""
+    total = len(found)
+    served = sum(c.score < tau for c in found)
+    open_ = sum(math.isnan(c.score) for c in found)
+    weight = sum(_weight(c) for c in draws)
+    mine = sum(_weight(c) for c in draws if c.score < tau)
+    return {
+        "requests": total,
+        "coverage_estimate": round(mine / weight, 4) if weight else None,
+        "coverage_at_least": round(served / total, 4) if total else None,
+        "coverage_at_most": round((served + open_) / total, 4) if total else None,
+        "open": open_,
+    }
+
+
+def _risk(draws: Sequence[Case], tau: float, wish: Wish) -> dict[str, Any]:
+    """The served risk: weighted estimate, and an upper bound at delta from rows thinned to one
+    probability (Clopper & Pearson)."""
+    served = [c for c in draws if c.score < tau]
+    weight = sum(_weight(c) for c in served)
+    lost = sum(_weight(c) for c in served if c.disagrees)
+    even = _thinned(served)
+    n, k = len(even), sum(bool(c.disagrees) for c in even)
+    upper = 1.0 if k == n else float(beta.ppf(1 - wish.delta, k + 1, n - k))
+    return {
+        "served_draws": len(served),
+        "errors": sum(bool(c.disagrees) for c in served),
+        "risk_estimate": round(lost / weight, 5) if weight else None,
+        "risk_upper_bound": round(upper, 5),
+        "holds": risk_p_value(n, k, wish.alpha) <= wish.delta,
+    }
+
+
+def _cost(found: Sequence[Case], tau: float) -> dict[str, Any]:
+    """Teacher money. What the student would serve is avoided; open requests go either way."""
+    whole = sum(c.teacher_usd for c in found)
+    avoided = sum(c.teacher_usd for c in found if c.score < tau)
+    open_ = sum(c.teacher_usd for c in found if math.isnan(c.score))
+    return {
+        "teacher_only_usd": round(whole, 6),
+        "spent_usd": round(sum(c.spent_usd for c in found), 6),
+        "teacher_usd_at_most": round(whole - avoided, 6),
+        "teacher_usd_at_least": round(whole - avoided - open_, 6),
+    }
+
+
+def _certificate(draws: Sequence[Case], judge: Judge, wish: Wish) -> Certificate:
+    """Learn then Test on the draws, as if they were the calibrate rows. The grid is laid on every
+    second draw and tested on the others: one row must not do both."""
+    even = _thinned(draws)
+    laid, tested = even[::2], even[1::2]
+    scores = np.array([c.score for c in laid], dtype=np.float64)
+    budget = Budget(wish.alpha, wish.delta, judge.certificate.comparator)
+    rows = Calibration(
+        np.array([c.score for c in tested], dtype=np.float64),
+        np.array([bool(c.disagrees) for c in tested], dtype=bool),
+        [c.part for c in tested],
+        [str(n) for n in range(len(tested))],
+    )
+    return certify(rows, threshold_grid(scores, budget, len(tested)), budget)
+
+
+def _curve(draws: Sequence[Case], wish: Wish) -> list[dict[str, Any]]:
+    """Risk and coverage over thresholds; bounds are pointwise."""
+    finite = np.sort([c.score for c in draws if math.isfinite(c.score)])
+    if not len(finite):
+        return []
+    steps = np.unique(np.linspace(0, len(finite) - 1, CURVE_POINTS).astype(int))
+    points = []
+    for tau in np.unique(np.nextafter(finite[steps], np.inf)):
+        risk = _risk(draws, float(tau), wish)
+        covered = sum(_weight(c) for c in draws if c.score < tau)
+        whole = sum(_weight(c) for c in draws)
+        points.append({"threshold": float(tau), "coverage": round(covered / whole, 4), **risk})
+    return points
+
+
+def _weight(case: Case) -> float:
+    return 1.0 / case.p if case.p else 0.0
+
+
+def _thinned(draws: Sequence[Case]) -> list[Case]:
+    """Draws at the lowest probability that occurs: others are kept with its share of theirs."""
+    if not draws:
+        return []
+    lowest = min(c.p for c in draws if c.p)
+    keep = np.random.default_rng(0).random(len(draws))
+    return [c for c, u in zip(draws, keep, strict=True) if c.p and u * c.p <= lowest]
+
+
+def plain(found: Mapping[str, Any]) -> str:
+    """A report as text for the terminal."""
+    coverage, risk, cost = found["coverage"], found["risk"], found["cost"]
+    lines = [
+        f"{found['requests']} judged requests, {found['draws']} draws, router {found['router']}",
+        f"threshold  {found['threshold']:.6g}",
+        f"coverage   {_shown(coverage['coverage_estimate'])} by the draws; between "
+        f"{_shown(coverage['coverage_at_least'])} and {_shown(coverage['coverage_at_most'])} "
+        f"({coverage['open']} requests have no student answer)",
+        f"risk       {_shown(risk['risk_estimate'])} ({risk['errors']} of {risk['served_draws']} "
+        f"served draws disagree), at most {_shown(risk['risk_upper_bound'])} with probability "
+        f"{1 - found['delta']:g}: alpha {found['alpha']:g} "
+        + ("holds" if risk["holds"] else "is not shown"),
+        f"cost       teacher {cost['teacher_usd_at_least']:.4f} to "
+        f"{cost['teacher_usd_at_most']:.4f} USD; teacher only {cost['teacher_only_usd']:.4f}, "
+        f"spent {cost['spent_usd']:.4f}",
+    ]
+    certificate = found["certificate"]
+    if certificate is not None and certificate["status"] != "certified":
+        lines.append(f"certificate none: {certificate['reason']}")
+    lines.append(f"{'slice':42} requests  coverage        risk (errors/draws)")
+    for name, part in found["slices"].items():
+        lines.append(
+            f"{name[:42]:42} {part['requests']:8}  {_shown(part['coverage_at_least'])}-"
+            f"{_shown(part['coverage_at_most'])}  {_shown(part['risk_estimate'])} "
+            f"({part['errors']}/{part['served_draws']})"
+        )
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def plot_svg(found: Mapping[str, Any]) -> str:
+    """The risk-coverage curve with its upper bound, as a small SVG: no plotting library is part of
+    the gateway's environment."""
+    width, height, pad = 640, 400, 50
+    curve = found["curve"]
+    top = max([found["alpha"] * 2, *(p["risk_estimate"] or 0.0 for p in curve)]) * 1.1
+
+    def at(x: float, y: float) -> str:
+        across = pad + x * (width - 2 * pad)
+        return f"{across:.1f},{height - pad - min(y / top, 1.0) * (height - 2 * pad):.1f}"
+
+    def line(name: str, colour: str, dash: str) -> str:
+        points = " ".join(at(p["coverage"], p[name] or 0.0) for p in curve)
+        return (
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" '
+            f'stroke-dasharray="{dash}"/>'
+        )
+
+    start, end = at(0, found["alpha"]), at(1, found["alpha"])
+    ticks = "".join(
+        f'<text x="{at(x / 4, 0).split(",")[0]}" y="{height - pad + 18}" '
+        f'text-anchor="middle">{x / 4:g}</text>'
+        for x in range(5)
+    ) + "".join(
+        f'<text x="{pad - 6}" y="{at(0, top * y / 4).split(",")[1]}" '
+        f'text-anchor="end">{top * y / 4:.3f}</text>'
+        for y in range(5)
+    )
+    mark = at(found["coverage"]["coverage_estimate"] or 0.0, found["risk"]["risk_estimate"] or 0.0)
+    x, y = mark.split(",")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="12">'
+        f'<rect width="{width}" height="{height}" fill="white"/>'
+        f'<text x="{pad}" y="24">risk over coverage, {found["draws"]} draws, '
+        f'router {found["router"]}; dashed: upper bound; red: alpha</text>'
+        f'<polyline points="{start} {end}" stroke="red" fill="none"/>'
+        + (line("risk_estimate", "#1f77b4", "") + line("risk_upper_bound", "#1f77b4", "6 4")
+           if curve else "")
+        + f'<circle cx="{x}" cy="{y}" r="5" fill="black"/>{ticks}'
+        f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">coverage</text></svg>\n'
+    )  # fmt: skip
