@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from gateway.errors import ConfigError
 from gateway.judging import gate_closed
@@ -12,6 +13,8 @@ from gateway.upstream import Upstream
 from router.encoder import Encoders, load_encoders
 from router.errors import RouterError
 from router.judge import Judge
+from router.noise import MIN_PROMPTS
+from router.rows import Row, read_rows
 
 
 def build_tasks(
@@ -34,10 +37,23 @@ def build_tasks(
             except (RouterError, ConfigError) as error:
                 problems.append(f"tasks[{index}].router.artefact: {error}")
                 continue
-        tasks.append(_runtime(settings, judge, secrets))
+        runtime = _runtime(settings, judge, secrets)
+        if settings.probe is not None:
+            try:
+                runtime.probe = _probe(settings.probe.file)
+            except (RouterError, ConfigError) as error:
+                problems.append(f"tasks[{index}].probe.file: {error}")
+        tasks.append(runtime)
     if problems:
         raise ConfigError(problems)
     return tasks
+
+
+def _probe(path: Path) -> list[Row]:
+    rows = read_rows(path)
+    if len(rows) < MIN_PROMPTS:
+        raise ConfigError([f"{path}: {len(rows)} prompts; a probe set needs {MIN_PROMPTS}"])
+    return rows
 
 
 def _check_judge(settings: Task, judge: Judge) -> None:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gateway.errors import ConfigError
-from gateway.settings import Config
+from gateway.settings import Config, Task
 
 
 def load_config(path: Path) -> Config:
@@ -83,20 +83,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _anchored(config: Config, folder: Path) -> Config:
-    tasks = [
-        task.model_copy(
-            update={
-                "router": task.router.model_copy(update={"artefact": folder / task.router.artefact})
-            }
-        )
-        if task.router
-        else task
-        for task in config.tasks
-    ]
+    tasks = [_anchored_task(task, folder) for task in config.tasks]
     store = f"sqlite:///{folder / config.store.removeprefix('sqlite:///')}"
     return config.model_copy(
         update={"tasks": tasks, "store": store, "cache": folder / config.cache}
     )
+
+
+def _anchored_task(task: Task, folder: Path) -> Task:
+    changed: dict[str, Any] = {}
+    if task.router is not None:
+        artefact = folder / task.router.artefact
+        changed["router"] = task.router.model_copy(update={"artefact": artefact})
+    if task.probe is not None:
+        changed["probe"] = task.probe.model_copy(update={"file": folder / task.probe.file})
+    return task.model_copy(update=changed)
 
 
 def store_path(config: Config) -> Path:

@@ -29,6 +29,8 @@ from router.confidence import TOP_LOGPROBS, Prefix
 IDLE_S = 5.0
 LONGEST_PAUSE_S = 60.0
 BATCH = 16
+PARALLEL = 4
+"""Second answers asked for at once: enough for an audit to get on, few beside live traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class _Second:
 
 @dataclass(slots=True)
 class DrawWorker:
-    """Works off pending draws, one at a time, whenever the process is up."""
+    """Works off pending draws, a few at a time, whenever the process is up."""
 
     tasks: Tasks
     reader: SqliteStore
@@ -55,14 +57,20 @@ class DrawWorker:
         while True:
             self.books.wake_draws.clear()
             jobs = await asyncio.to_thread(self.reader.pending_draws, BATCH)
-            for job in jobs:
-                await self._work(job)
+            async with asyncio.TaskGroup() as group:
+                slots = asyncio.Semaphore(PARALLEL)
+                for job in jobs:
+                    group.create_task(self._within(slots, job))
             if not jobs:
                 try:
                     async with asyncio.timeout(IDLE_S):
                         await self.books.wake_draws.wait()
                 except TimeoutError:
                     continue
+
+    async def _within(self, slots: asyncio.Semaphore, job: PendingDraw) -> None:
+        async with slots:
+            await self._work(job)
 
     async def _work(self, job: PendingDraw) -> None:
         draw = await self._second(job)

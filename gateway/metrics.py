@@ -113,6 +113,11 @@ class Metrics:
             "Population stability index of P(out) against the calibration rows.",
             ["task"], registry=registry,
         )  # fmt: skip
+        self.self_disagreement = Gauge(
+            "understudy_teacher_self_disagreement",
+            "Share of the probe set on which the teacher's first two runs disagree.",
+            ["task"], registry=registry,
+        )  # fmt: skip
         self.events = Counter(
             "understudy_events", "Events of audit and gate.", ["task", "kind"], registry=registry
         )

@@ -29,6 +29,7 @@ from gateway.ids import new_id
 from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.passthrough import Passthrough
+from gateway.prober import Prober
 from gateway.refine import Refiner
 from gateway.schema import ChatRequest, parse_chat
 from gateway.settings import Config
@@ -104,7 +105,8 @@ class Service:
             await self.auditor.look(task)
         equivalence = Equivalence(session, reader, books)
         draws = DrawWorker(self.tasks, reader, session, books, equivalence)
-        for worker in (draws, self.auditor):
+        prober = Prober(self.tasks, audits, session, books)
+        for worker in (draws, self.auditor, prober):
             stack.push_async_callback(_stopped, asyncio.create_task(_logged(worker)))
         if self.config.admin is not None:
             key = AdminKey(self._secrets[self.config.admin.key_env])
@@ -245,7 +247,7 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "understudy"}
 
 
-async def _logged(worker: DrawWorker | Auditor) -> None:
+async def _logged(worker: DrawWorker | Auditor | Prober) -> None:
     try:
         await worker.run()
     except Exception as error:

@@ -159,6 +159,15 @@ class Risk(Section):
     )
 
 
+class Probe(Section):
+    """A frozen set of prompts that shows the teacher's own noise, and when it changes."""
+
+    file: Path = Field(
+        description="Rows (JSON Lines), at least 100, in no other set; relative to the file."
+    )
+    every_s: Positive = Field(86_400.0, description="Seconds between runs.")
+
+
 class Match(Section):
     """Traffic that names another model and is claimed by a task; every given part must match."""
 
@@ -182,6 +191,7 @@ class Task(Section):
     student: Student | None = Field(None, description="The distilled model, if there is one.")
     router: Router | None = Field(None, description="The judge; needed to serve a student.")
     risk: Risk = Field(Risk(), description="The risk budget.")
+    probe: Probe | None = Field(None, description="The teacher's probe set.")
     pin_sampling: bool = Field(
         False,
         description="Student decodes with the certificate's profile whatever the client asks for.",

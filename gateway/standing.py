@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.audit import AuditStatus
+from router.noise import Comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +56,24 @@ class Standing:
             "refuted": self.refuted,
             "drift": self.drift,
             "drifting": self.drifting,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What the probe set shows. ``floor`` is None before its second run."""
+
+    floor: Comparison | None
+    latest: Comparison | None
+    change_p: float | None
+    last_run: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``/admin/tasks``."""
+        return {
+            "self_disagreement": self.floor.rate if self.floor else None,
+            "prompts": self.floor.prompts if self.floor else None,
+            "latest_disagreement": self.latest.rate if self.latest else None,
+            "change_p_value": self.change_p,
+            "last_run": self.last_run,
         }

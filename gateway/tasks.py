@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from gateway.errors import GatewayError
 from gateway.judging import Judge
 from gateway.settings import Config, Student, Task, Teacher
-from gateway.standing import Standing
+from gateway.standing import Noise, Standing
 from gateway.upstream import Timeouts, Upstream
+from router.rows import Row
 from router.template import Message, fingerprint
 
 DEFAULT_TASK = "default"
@@ -74,6 +75,8 @@ class TaskRuntime:
     uncertified: str | None
     passthrough: bool = False
     standing: Standing | None = None
+    probe: Sequence[Row] = ()
+    noise: Noise | None = None
 
     @property
     def closed(self) -> str | None:

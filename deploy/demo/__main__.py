@@ -27,6 +27,7 @@ from deploy.demo.processes import Child, Children, ProcessDied, wait_ready
 from deploy.demo.report import commit_ms, live_table, money, money_so_far, summary
 from deploy.demo.task import TASK, traffic
 from deploy.demo.vllm import VllmSettings, load_adapter, start_vllm, vllm_ready
+from gateway.auditor import POLL_S
 from gateway.config_file import load_config
 from gateway.settings import Config, Task
 from gateway.store.records import Filter
@@ -86,7 +87,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _interrupt)
     shutil.rmtree(options.folder, ignore_errors=True)
-    keys = {"UNDERSTUDY_KEY": f"us-{secrets.token_hex(12)}", "TEACHER_KEY": secrets.token_hex(12)}
+    keys = {
+        "UNDERSTUDY_KEY": f"us-{secrets.token_hex(12)}",
+        "UNDERSTUDY_ADMIN_KEY": f"us-admin-{secrets.token_hex(12)}",
+        "TEACHER_KEY": secrets.token_hex(12),
+    }
     try:
         with Children(options.folder / "logs") as children:
             return _run(children, options, vllm, keys, started)
@@ -125,12 +130,12 @@ def _run(
     asyncio.run(_traffic(options, keys["UNDERSTUDY_KEY"], tally, config.tasks[0], rented))
     if tally.first_at is not None:
         console.print(f"first judged request {tally.first_at - started:.0f} s after the start")
-    result = _result(config, tally, time.monotonic() - rented)
+    result = _result(config, tally, time.monotonic() - rented, keys["UNDERSTUDY_ADMIN_KEY"])
     if options.once:
         print(json.dumps(result))
         return 0 if tally.failed == 0 else 1
     console.print_json(json.dumps(result))
-    _invite(options, keys["UNDERSTUDY_KEY"], config_file)
+    _invite(options, keys, config_file)
     _stay(gateway, (server, teacher))
     return 0
 
@@ -171,7 +176,7 @@ async def _traffic(options: Options, key: str, tally: Tally, task: Task, rented:
             await play(client, rows, tally, CONCURRENCY, show)
 
 
-def _result(config: Config, tally: Tally, rented_s: float) -> dict[str, Any]:
+def _result(config: Config, tally: Tally, rented_s: float, admin_key: str) -> dict[str, Any]:
     task = config.tasks[0]
     assert task.router is not None
     manifest = json.loads((task.router.artefact / "manifest.json").read_text())
@@ -179,8 +184,24 @@ def _result(config: Config, tally: Tally, rented_s: float) -> dict[str, Any]:
         _await_draws(store)
         cost = money(tally, task, store, rented_s)
         console.print(f"saved {cost.saved_share:.0%} of the teacher-only bill")
-        metrics = httpx.get(f"http://127.0.0.1:{config.listen.port}/metrics").text
-        return summary(tally, store, manifest["certificate"], cost, commit_ms(metrics))
+        gateway = f"http://127.0.0.1:{config.listen.port}"
+        metrics = httpx.get(f"{gateway}/metrics").text
+        found = summary(tally, store, manifest["certificate"], cost, commit_ms(metrics))
+        return {**found, "audit": _audit(gateway, admin_key)}
+
+
+def _audit(gateway: str, admin_key: str) -> dict[str, Any]:
+    """What the live audit says, once it has applied the last labels."""
+    time.sleep(2 * POLL_S)
+    asked = httpx.get(
+        f"{gateway}/admin/tasks/{TASK}", headers={"authorization": f"Bearer {admin_key}"}
+    )
+    audit: dict[str, Any] = asked.raise_for_status().json()["audit"]
+    console.print(
+        f"audit: {audit['status']}, {audit['errors']} of {audit['labels']} labels disagree, risk "
+        f"between {audit['risk_lower_bound']:.4f} and {audit['risk_upper_bound']:.4f}"
+    )
+    return audit
 
 
 def _await_draws(store: SqliteStore, timeout_s: float = 60.0) -> None:
@@ -192,9 +213,10 @@ def _await_draws(store: SqliteStore, timeout_s: float = 60.0) -> None:
     console.print(f"{done} draws have both answers")
 
 
-def _invite(options: Options, key: str, config: Path) -> None:
+def _invite(options: Options, keys: dict[str, str], config: Path) -> None:
     url = f"http://127.0.0.1:{options.gateway_port}/v1"
-    shown = os.path.relpath(config)
+    shown, key = os.path.relpath(config), keys["UNDERSTUDY_KEY"]
+    admin = f"http://127.0.0.1:{options.gateway_port}/admin/tasks/{TASK}"
     print(
         f"""
 Try it (Ctrl-C ends everything):
@@ -208,6 +230,10 @@ Try it (Ctrl-C ends everything):
       model="{TASK}", messages=[{{"role": "user", "content": "who won the cup in 1998"}}])
   print(answer.headers["x-understudy-served-by"], answer.parse().choices[0].message.content)
 
+  curl -s {admin} -H 'authorization: Bearer {keys["UNDERSTUDY_ADMIN_KEY"]}'
+
+  .venv/bin/understudy gate show --config {shown}
+  .venv/bin/understudy replay --config {shown} --alpha 0.05
   .venv/bin/understudy captures list --config {shown}
   .venv/bin/understudy explain --config {shown} "my card was swallowed"
 """,

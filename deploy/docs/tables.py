@@ -43,6 +43,8 @@ EVENTS: Mapping[EventKind, str] = {
     EventKind.REFUTED: "The lower bound rose above alpha, or the change detector fired.",
     EventKind.GATE_CLOSED: "By the audit or by an operator.",
     EventKind.GATE_OPENED: "By an operator.",
+    EventKind.TEACHER_CHANGED: "The probe set's answers differ from the first run's significantly.",
+    EventKind.BUDGET_UNDER_NOISE: "The teacher disagrees with itself more often than alpha allows.",
     EventKind.DRIFT: "A block of 500 judged prompts does not look like the calibration rows.",
 }
 REQUEST_HEADERS: Mapping[str, str] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,6 +36,8 @@ class EventKind(StrEnum):
     GATE_CLOSED = "gate_closed"
     GATE_OPENED = "gate_opened"
     DRIFT = "drift"
+    TEACHER_CHANGED = "teacher_changed"
+    BUDGET_UNDER_NOISE = "budget_under_noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,8 @@ class AuditStore:
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
-        self._db = store.connection
+        self.connection = self._db = store.connection
+        self._one_at_a_time = threading.Lock()
 
     @classmethod
     def open(cls, path: Path) -> AuditStore:
@@ -146,15 +150,17 @@ class AuditStore:
         Raises:
             StoreError: the store cannot be read or written; nothing happened.
         """
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise StoreError(f"{self._store.path}: {error}") from error
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+        # Auditor, prober and operators share the connection from several threads.
+        with self._one_at_a_time:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                raise StoreError(f"{self._store.path}: {error}") from error
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
 
     def epoch(self, claim: Claim) -> Epoch | None:
         """The latest epoch of a claim."""

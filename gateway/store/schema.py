@@ -65,7 +65,12 @@ CREATE TABLE events (
 CREATE INDEX events_by_task ON events (task, seq);
 CREATE TABLE judgements (
     key TEXT PRIMARY KEY, task TEXT NOT NULL, agrees INTEGER NOT NULL, at REAL NOT NULL
-) STRICT
+) STRICT;
+CREATE TABLE probes (
+    task TEXT NOT NULL, probe TEXT NOT NULL, at REAL NOT NULL, teacher TEXT NOT NULL,
+    answers BLOB NOT NULL, PRIMARY KEY (task, probe, at)
+) STRICT;
+CREATE TABLE probe_claims (task TEXT PRIMARY KEY, at REAL NOT NULL) STRICT
 """
 
 _STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT}

@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 
 from router.comparator import comparator
@@ -107,13 +108,15 @@ def _least(row: Row) -> float:
     return min((max(t.logprob, -50.0) for t in tokens), default=-50.0)
 
 
-def _prompt_classifier(rows: Sequence[Row], encoders: Encoders) -> LogisticRegression:
+def _prompt_classifier(rows: Sequence[Row], encoders: Encoders) -> LogisticRegressionCV:
     """P(student loses) from the prompt's embedding alone, on the same labels as ours: what
     RouteLLM's classifiers do (Ong et al., arXiv 2406.18665), with this encoder in place of BERT."""
     agree = comparator("label")
     lost = [not agree(r.student.text if r.student else "", r.completion or "") for r in rows]
     vectors = sentence_vectors(encoders.sentence.encode([r.text for r in rows]))
-    return LogisticRegression(C=20, max_iter=500).fit(vectors, lost)
+    # Its penalty is chosen by cross-validation on the same rows.
+    model = LogisticRegressionCV(Cs=8, cv=5, max_iter=500, scoring="neg_log_loss")
+    return model.fit(vectors, lost)
 
 
 def coverage_at(score: Floats, agrees: Bools, agreement: float) -> float:
@@ -301,18 +304,19 @@ def latency(judge: Judge, traffic: Traffic) -> dict[str, Any]:
     ]
     for row in mixed[:50]:
         judge.decide(row.text, judge.known(row.messages), row.student)
-    decide = _timed(
-        [lambda r=r: judge.decide(r.text, judge.known(r.messages), r.student) for r in mixed]  # type: ignore[misc]
-    )
+    decide = _timed([partial(_decide, judge, row) for row in mixed])
     sizes = {}
     for tokens in (16, 64):
-        text = " ".join(["apr"] * (tokens - 2))
-        pre = judge.prejudge_text(text, "x")
-        sizes[str(tokens)] = _quantiles(_timed([lambda pre=pre: judge.refine(pre)] * 400))  # type: ignore[misc]
+        text = " ".join(["apr"] * (tokens - 2))  # and the two tokens at the ends
+        sizes[str(tokens)] = _quantiles(_timed([partial(judge.second.look, text)] * 400))
     return {
         "mixed": {**_quantiles(decide), "mean": round(float(decide.mean()), 1), "n": len(decide)},
         "sentence_tier_by_tokens": sizes,
     }
+
+
+def _decide(judge: Judge, row: Row) -> None:
+    judge.decide(row.text, judge.known(row.messages), row.student)
 
 
 def _timed(calls: Sequence[Callable[[], Any]]) -> Floats:

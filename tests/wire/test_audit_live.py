@@ -177,6 +177,19 @@ async def test_a_shadow_answer_that_would_not_be_served_is_no_label(tmp_path: Pa
         assert labels(r) == 0
 
 
+async def test_what_one_replica_s_labels_refute_closes_the_gate_of_every_replica(
+    tmp_path: Path,
+) -> None:
+    risk = {**ALWAYS, "draw_rate": 1.0}
+    async with rig(tmp_path, says="another", risk=risk) as one, rig(tmp_path, risk=risk) as two:
+        while not one.task.closed:
+            await ask_many(one, 1)
+        await until(lambda: two.task.closed is not None, "the other replica did not follow")
+        assert await ask_many(two, 1) == ["gate_closed"]
+        assert one.task.standing is not None and two.task.standing is not None
+        assert two.task.standing.number == one.task.standing.number == 1
+
+
 async def test_an_operator_closes_and_opens_from_the_terminal(tmp_path: Path) -> None:
     async with rig(tmp_path, says="apr", risk={"draw_rate": 0.0}) as r:
         data = config_data(r.student.url, r.teacher.url, r.store, risk={"draw_rate": 0.0})

@@ -1,0 +1,49 @@
+"""Runs of the teacher's probe set in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from gateway.store.audits import AuditStore
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRun:
+    """The teacher's answers to a probe set at one time, by the prompt's digest."""
+
+    at: float
+    teacher: str
+    answers: Mapping[str, str]
+
+
+def runs(store: AuditStore, task: str, probe: str) -> list[ProbeRun]:
+    """The runs of one probe set that matter: the first two, and the latest. Oldest first."""
+    found = store.connection.execute(
+        "SELECT at, teacher, answers FROM probes WHERE task = ? AND probe = ? ORDER BY at",
+        (task, probe),
+    ).fetchall()
+    kept = found[:2] + found[2:][-1:]
+    return [ProbeRun(at, teacher, orjson.loads(answers)) for at, teacher, answers in kept]
+
+
+def claim(store: AuditStore, task: str, now: float, every_s: float) -> bool:
+    """Whether this process may run the probe set now: one replica at a time, within a
+    transaction."""
+    row = store.connection.execute("SELECT at FROM probe_claims WHERE task = ?", (task,)).fetchone()
+    if row is not None and now < row[0] + every_s:
+        return False
+    store.connection.execute(
+        "INSERT OR REPLACE INTO probe_claims (task, at) VALUES (?, ?)", (task, now)
+    )
+    return True
+
+
+def keep(store: AuditStore, task: str, probe: str, run: ProbeRun) -> None:
+    """Write a run; within a transaction."""
+    store.connection.execute(
+        "INSERT OR REPLACE INTO probes (task, probe, at, teacher, answers) VALUES (?, ?, ?, ?, ?)",
+        (task, probe, run.at, run.teacher, orjson.dumps(run.answers)),
+    )
