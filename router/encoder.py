@@ -17,7 +17,7 @@ import numpy as np
 
 from router.errors import EncoderError
 from router.folders import new_folder, package_file
-from router.minilm import HIDDEN, POOLED, RECIPE, WIDTH, build_quantised
+from router.minilm import HIDDEN, RECIPE, WIDTH, build_quantised, sentence_part
 from router.static import load_static
 from router.text import Vectors, clean
 
@@ -30,6 +30,11 @@ class Encoder(Protocol):
 
     @property
     def digest(self) -> str: ...
+
+    @property
+    def index_width(self) -> int:
+        """Dimensions of what an index of its vectors holds."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed ``n`` texts: float32, shape (n, d), rows of unit length."""
@@ -66,6 +71,10 @@ class MiniLM:
     def digest(self) -> str:
         return self._digest
 
+    @property
+    def index_width(self) -> int:
+        return HIDDEN
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         # One at a time: dynamic quantisation takes its scales over a whole batch, so a text's
         # vector would depend on its neighbours (cosine 0.98), and fit on others than serving sees.
@@ -78,12 +87,6 @@ class MiniLM:
         return out
 
 
-def sentence_vectors(vectors: Vectors) -> Vectors:
-    """The last layer's part, shape (n, 384): all-MiniLM-L6-v2's own sentence embedding."""
-    last: Vectors = vectors[:, -HIDDEN:] * np.float32(len(POOLED) ** 0.5)
-    return last
-
-
 @dataclass(frozen=True, slots=True)
 class Encoders:
     """The two tiers: a static table that decides clear cases, and a sentence encoder."""
@@ -94,7 +97,7 @@ class Encoders:
     def similarity(self, one: str, other: str) -> float:
         """Cosine similarity of two texts' sentence embeddings: what the embedding comparator
         asks for."""
-        first, second = sentence_vectors(self.sentence.encode([one, other]))
+        first, second = sentence_part(self.sentence.encode([one, other]))
         return float(first @ second)
 
 

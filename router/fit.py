@@ -34,9 +34,10 @@ from router.confidence import LengthScale, Prefix
 from router.data import Data, answered, check, closed_labels, thinned
 from router.distance import Distance
 from router.drift import Reference
-from router.encoder import Encoder, Encoders, sentence_vectors
+from router.encoder import Encoder, Encoders
 from router.judge import DecodeProfile
 from router.logistic import Logistic
+from router.minilm import sentence_part
 from router.outlier import fit_outlier
 from router.rows import Row, usable
 from router.template import compiled_slots, fingerprint
@@ -150,7 +151,7 @@ class _Fitter:
         classes = f" over {len(set(self._labels))} answers" if self._labels else ""
         self._say(f"fitting distance{classes}")
         second = self._tier(self._encoders.sentence, sentence)
-        prompts = {"prompts": sentence_vectors(sentence).astype(np.float16)}
+        prompts = {"prompts": sentence_part(sentence).astype(np.float16)}
         if not answered(self._data):
             return self._distance_only(second), prompts | second.tensors("second")
         first = self._tier(self._encoders.static, self._encoders.static.encode(texts))

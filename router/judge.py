@@ -20,8 +20,9 @@ from router.cascade import Bands
 from router.certify import Certificate
 from router.confidence import FLOOR, LengthScale, Prefix
 from router.drift import Reference
-from router.encoder import Encoders, sentence_vectors
+from router.encoder import Encoders
 from router.errors import ArtefactError, FitError
+from router.minilm import sentence_part
 from router.rows import StudentAnswer, usable
 from router.template import Message, compiled_slots, fingerprint, variable_text
 from router.tier import FEATURES, Look, Tier
@@ -240,7 +241,7 @@ class Judge:
 
     def nearest(self, text: str, count: int = 5) -> list[tuple[float, Mapping[str, Any]]]:
         """The nearest training prompts: (cosine similarity, prompt row), nearest first."""
-        vector = sentence_vectors(self.encoders.sentence.encode([text]))[0]
+        vector = sentence_part(self.encoders.sentence.encode([text]))[0]
         similarity = self.artefact.tensors["prompts"].astype(np.float32) @ vector
         order = np.argsort(-similarity)[:count]
         return [(float(similarity[i]), self.artefact.prompts[i]) for i in order]

@@ -30,6 +30,12 @@ _EPSILON = 1e-12
 _Array = npt.NDArray[Any]
 
 
+def sentence_part(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The last layer's part, shape (n, 384): all-MiniLM-L6-v2's own sentence embedding."""
+    last: npt.NDArray[np.float32] = vectors[:, -HIDDEN:] * np.float32(len(POOLED) ** 0.5)
+    return last
+
+
 def build_quantised(weights: Path, out: Path) -> None:
     """Write the int8 model for ``weights`` (safetensors of BertModel) to ``out``.
 

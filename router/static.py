@@ -50,6 +50,11 @@ class StaticEncoder:
         """Names table and recipe; artefacts pin it."""
         return self._digest
 
+    @property
+    def index_width(self) -> int:
+        """Dimensions of its vectors."""
+        return int(self._table.shape[1])
+
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Embed ``n`` texts; one without any token becomes zero."""
         out = np.zeros((len(texts), self._table.shape[1]), dtype=np.float32)

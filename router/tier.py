@@ -19,6 +19,7 @@ from router.distance import (
     NearestPrompts,
 )
 from router.encoder import Encoder
+from router.index import PromptIndex
 from router.logistic import Logistic
 from router.outlier import SIGNS as DISTANCE_SIGNS
 from router.outlier import outlier_probability
@@ -108,6 +109,8 @@ class Tier:
             f"{name}.neighbours": np.array([nearest.k_]),
             **self.outlier.tensors(f"{name}.outlier"),
         }
+        if nearest.index_ is not None:
+            found[f"{name}.index"] = nearest.index_.state()
         if parts is not None:
             found |= {
                 f"{name}.projection.weight": parts.projection.weight_.astype(np.float16),
@@ -130,8 +133,10 @@ class Tier:
             KeyError: a part is missing.
             ValueError: parts do not fit each other.
         """
+        raw = tensors.get(f"{name}.index")
+        index = None if raw is None else PromptIndex.restored(raw, encoder.index_width)
         nearest = NearestPrompts.from_state(
-            tensors[f"{name}.points"], int(tensors[f"{name}.neighbours"][0])
+            tensors[f"{name}.points"], int(tensors[f"{name}.neighbours"][0]), index
         )
         parts = _categorical(tensors, name, classes) if classes else None
         combine = f"{name}.combine"

@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from deploy.demo.task import normalised
 from router.distance import Distance, LinearHead
-from router.encoder import Encoders, sentence_vectors
+from router.encoder import Encoders
 from router.evaluate import ood_metrics
+from router.minilm import sentence_part
 from router.outlier import fit_outlier
 from router.rows import read_rows
 
@@ -132,10 +133,10 @@ def frozen(train: Texts, seed: int) -> Scorer:
 
 def knn(train: Texts, seed: int) -> Scorer:
     """Mean cosine similarity to the ten nearest training prompts, MiniLM as it comes."""
-    points = sentence_vectors(train.sentence)
+    points = sentence_part(train.sentence)
 
     def score(fresh: Floats) -> Scores:
-        similarity = sentence_vectors(fresh) @ points.T
+        similarity = sentence_part(fresh) @ points.T
         found: Scores = -np.partition(similarity, -10, axis=1)[:, -10:].mean(axis=1)
         return found
 
@@ -144,10 +145,10 @@ def knn(train: Texts, seed: int) -> Scorer:
 
 def max_softmax(train: Texts, seed: int) -> Scorer:
     """One minus the classifier's largest probability (Hendrycks & Gimpel, arXiv 1610.02136)."""
-    head = LinearHead().fit(sentence_vectors(train.sentence), [str(x) for x in train.labels])
+    head = LinearHead().fit(sentence_part(train.sentence), [str(x) for x in train.labels])
 
     def score(fresh: Floats) -> Scores:
-        logits = head.decision_function(sentence_vectors(fresh))
+        logits = head.decision_function(sentence_part(fresh))
         peak = logits.max(axis=1)
         found: Scores = np.log(np.exp(logits - peak[:, None]).sum(axis=1))
         return found
@@ -157,10 +158,10 @@ def max_softmax(train: Texts, seed: int) -> Scorer:
 
 def embedding(train: Texts, seed: int) -> Scorer:
     """Cosine similarity to the nearest class mean: a semantic route."""
-    vectors = sentence_vectors(train.sentence)
+    vectors = sentence_part(train.sentence)
     means = np.stack([vectors[train.labels == c].mean(axis=0) for c in np.unique(train.labels)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    return lambda fresh: -(sentence_vectors(fresh) @ means.T).max(axis=1)
+    return lambda fresh: -(sentence_part(fresh) @ means.T).max(axis=1)
 
 
 METHODS: dict[str, Callable[[Texts, int], Scorer]] = {

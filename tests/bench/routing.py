@@ -23,10 +23,11 @@ from router.comparator import comparator
 from router.confidence import NAMES, LengthScale, Prefix
 from router.data import Data
 from router.distance import DISTANCE_NAMES
-from router.encoder import Encoders, sentence_vectors
+from router.encoder import Encoders
 from router.fit import FitSettings, fit_artefact
 from router.judge import Judge
 from router.logistic import Logistic
+from router.minilm import sentence_part
 from router.rows import Row, read_rows, usable
 from router.tier import FEATURE_SIGNS, FEATURES, Tier
 from tests.fakes.rig import ROOT
@@ -84,8 +85,8 @@ def scores(judge: Judge, traffic: Traffic, encoders: Encoders) -> dict[str, Floa
     train = read_rows(ROWS / "train.jsonl.gz")
     rows = traffic.rows
     decisions = [judge.decide(r.text, judge.known(r.messages), r.student) for r in rows]
-    vectors = sentence_vectors(encoders.sentence.encode([r.text for r in rows]))
-    trained = sentence_vectors(encoders.sentence.encode([r.text for r in train]))
+    vectors = sentence_part(encoders.sentence.encode([r.text for r in rows]))
+    trained = sentence_part(encoders.sentence.encode([r.text for r in train]))
     labels = np.array([r.completion for r in train])
     means = np.stack([trained[labels == c].mean(axis=0) for c in np.unique(labels)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
@@ -113,7 +114,7 @@ def _prompt_classifier(rows: Sequence[Row], encoders: Encoders) -> LogisticRegre
     RouteLLM's classifiers do (Ong et al., arXiv 2406.18665), with this encoder in place of BERT."""
     agree = comparator("label")
     lost = [not agree(r.student.text if r.student else "", r.completion or "") for r in rows]
-    vectors = sentence_vectors(encoders.sentence.encode([r.text for r in rows]))
+    vectors = sentence_part(encoders.sentence.encode([r.text for r in rows]))
     # Its penalty is chosen by cross-validation on the same rows.
     model = LogisticRegressionCV(Cs=8, cv=5, max_iter=500, scoring="neg_log_loss")
     return model.fit(vectors, lost)
