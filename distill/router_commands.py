@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +27,8 @@ from router.evaluate import Scored, evaluate
 from router.fit import FitSettings, fit_artefact
 from router.judge import Judge
 from router.rows import Row, read_rows, student_json, write_rows
+from router.slots import suggest
+from router.template import FIXED_ROLES
 
 app = typer.Typer(no_args_is_help=True, help="Fit and evaluate the judge.")
 _notes = Console(stderr=True)
@@ -129,6 +133,25 @@ def answers(
         rows = _asked(read_rows(source, system), student, student_model)
     write_rows(out, map(_row_json, rows))
     typer.echo(json.dumps({"rows": len(rows), "out": str(out)}))
+
+
+@app.command("slots")
+def slots_command(
+    source: Annotated[Path, typer.Option("--in", help="Rows, such as captures export gives.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Find variable places in system messages, and suggest --slot expressions for them."""
+    with _one_sentence():
+        rows = read_rows(source)
+    texts = ["\n".join(m.content for m in r.messages if m.role in FIXED_ROLES) for r in rows]
+    for found in suggest([text for text in texts if text]):
+        if as_json:
+            typer.echo(json.dumps(asdict(found)))
+            continue
+        typer.echo(f"{found.count} prompts: {found.template}")
+        for name, expression in found.slots.items():
+            typer.echo(f"  --slot {shlex.quote(f'{name}={expression}')}")
+            typer.echo(f"      such as {found.examples[name]!r}")
 
 
 @app.command("comparator")
