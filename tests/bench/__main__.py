@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ import aiohttp
 import yaml
 
 from deploy.demo.processes import Child, Children, wait_ready
+from deploy.demo.task import traffic
 from tests.bench.nginx import start_nginx
 from tests.fakes.process import free_port
-from tests.fakes.rig import FAR, IN_DOMAIN, KEY, SECRETS, config_data
+from tests.fakes.rig import FAR, IN_DOMAIN, KEY, ROOT, SECRETS, config_data
 
 ROUNDS = 5
 REQUESTS = 3000
@@ -41,7 +42,7 @@ class Side:
     child: Child
     url: str
     model: str
-    text: str
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +78,20 @@ def _cpu(pid: int) -> float:
 
 async def load(side: Side, requests: int) -> Round:
     """Send ``requests`` from ``CONCURRENCY`` connections."""
-    body = json.dumps(
-        {"model": side.model, "messages": [{"role": "user", "content": side.text}]}
-    ).encode()
+    bodies = [
+        json.dumps({"model": side.model, "messages": [{"role": "user", "content": t}]}).encode()
+        for t in side.texts
+    ]
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
     left = iter(range(requests))
     times: list[float] = []
 
     async def worker(session: aiohttp.ClientSession) -> None:
-        for _ in left:
+        for number in left:
             started = time.perf_counter()
-            async with session.post(side.url, data=body, headers=headers) as response:
+            async with session.post(
+                side.url, data=bodies[number % len(bodies)], headers=headers
+            ) as response:
                 raw = await response.read()
                 assert response.status == 200, raw
             times.append((time.perf_counter() - started) * 1000)
@@ -141,11 +145,14 @@ def sides(children: Children, folder: Path) -> list[Side]:
         return f"http://127.0.0.1:{port_of(folder, name)}/v1/chat/completions"
 
     task = "banking-intents"
+    # Held-out utterances in the demo's mix; the mock answers each of them surely.
+    mixed = [u.text for u in traffic(ROOT / "tests/data/clinc150", 400)]
     return [
-        Side("nginx", proxy, f"{proxy_url}/v1/chat/completions", task, IN_DOMAIN),
-        Side("router off, captured", off, ours("off"), task, IN_DOMAIN),
-        Side("router on, student, captured", on, ours("on"), task, IN_DOMAIN),
-        Side("router on, ood, captured", on, ours("on"), task, FAR),
+        Side("nginx", proxy, f"{proxy_url}/v1/chat/completions", task, [IN_DOMAIN]),
+        Side("router off, captured", off, ours("off"), task, [IN_DOMAIN]),
+        Side("router on, mixed traffic", on, ours("on"), task, mixed),
+        Side("router on, student", on, ours("on"), task, [IN_DOMAIN]),
+        Side("router on, ood", on, ours("on"), task, [FAR]),
     ]
 
 
