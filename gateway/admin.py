@@ -118,6 +118,7 @@ def described(task: TaskRuntime) -> dict[str, Any]:
         "draw_rate": task.draw_rate,
         "threshold": judge.threshold if judge else None,
         "certificate": judge.certificate.to_json() if judge else None,
+        "artefact": dict(judge.facts) if judge else None,
         "teacher_noise": task.noise.to_json() if task.noise else None,
         "audit": task.standing.to_json() if task.standing else None,
     }

@@ -129,7 +129,7 @@ def _readable(result: dict[str, Any]) -> str:
         f"verdict    {result['served_by']}, {result['reason']}",
         f"ood_score  {result['ood_score']:.4f}  cut {_shown(result['ood_cut'])}",
         f"score      {_shown(result['score'])}  threshold {_shown(result['threshold'])}",
-        f"router     {result['router']}",
+        f"router     {result['router']}, decided by the {result['tier']} tier",
     ]
     if result["student_answer"] is not None:
         lines.append(f"student    {result['student_answer']!r}")

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from gateway.config_file import store_path
 from gateway.eligibility import unsupported
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, StoreError
 from gateway.gate import Gate
 from gateway.judging import gate_closed
 from gateway.schema import ChatRequest, parse_chat
 from gateway.settings import Config, Task
+from gateway.store.audits import AuditStore
+from gateway.store.sqlite import SqliteStore
 from gateway.student import StudentFault, ask_student, student_body
 from gateway.upstream import Upstream, open_session
 from gateway.verdict import Reason, ServedBy
@@ -47,8 +52,9 @@ def explain(
         messages.insert(0, {"role": "system", "content": system})
     body = {"model": settings.name, "messages": messages, "temperature": 0}
     request = parse_chat(json.dumps(body).encode())
-    case = _Case(settings, judge, request, judge.refine(judge.prejudge(request.messages)))
-    reason = _reason_before(case, system)
+    pre = judge.prejudge(request.messages)
+    case = _Case(settings, judge, request, judge.refine(pre) if pre.undecided else pre)
+    reason = _reason_before(case, system, config)
     gate, note = None, None
     if ask and settings.student is not None and reason in {None, Reason.GATE_CLOSED}:
         gate, note = asyncio.run(_student(case))
@@ -62,7 +68,7 @@ def _task(config: Config, name: str | None) -> Task:
     raise ConfigError([f"there is no task {name!r}"])
 
 
-def _reason_before(case: _Case, system: str | None) -> Reason | None:
+def _reason_before(case: _Case, system: str | None, config: Config) -> Reason | None:
     settings, judge = case.settings, case.judge
     if settings.student is None:
         return Reason.NO_STUDENT
@@ -73,8 +79,20 @@ def _reason_before(case: _Case, system: str | None) -> Reason | None:
     if case.pre.out:
         return Reason.OOD
     risk = settings.risk
-    closed = gate_closed(judge, risk.alpha, risk.delta, risk.comparator)
+    closed = gate_closed(judge, risk.alpha, risk.delta, risk.comparator) or _shut(
+        store_path(config), settings.name, judge.version
+    )
     return Reason.GATE_CLOSED if closed else None
+
+
+def _shut(store: Path, task: str, version: str) -> bool:
+    """Whether the audit or an operator has closed the gate, as far as a store is there to say."""
+    try:
+        with contextlib.closing(SqliteStore.read_only(store)) as opened:
+            gate = AuditStore(opened).gate(task, version)
+    except (StoreError, sqlite3.Error):  # none yet, or of an older schema
+        return False
+    return gate is not None and gate.closed
 
 
 async def _student(case: _Case) -> tuple[Gate | None, str | None]:
@@ -104,9 +122,14 @@ def _result(
 ) -> dict[str, Any]:
     judge, pre = case.judge, case.pre
     prefix = gate.prefix if gate is not None and not gate.fault else None
-    score = judge.score(pre, prefix).value if prefix is not None else None
-    served, why = _verdict(judge, reason, score, gate)
-    weighed = judge.contributions(pre, prefix)
+    score = None
+    if prefix is not None and not pre.out:
+        pre, settled = judge.settle(pre, prefix)
+        score = judge.score(pre, prefix).value
+        served, why = _verdict(judge, reason, settled, gate)
+    else:
+        served, why = _verdict(judge, reason, None, gate)
+    weighed = judge.contributions(pre, None if pre.out else prefix)
     flips = judge.flips(pre, prefix) if reason is None and prefix is not None else {}
     return {
         "task": case.settings.name,
@@ -115,7 +138,8 @@ def _result(
         "score": score,
         "threshold": judge.threshold,
         "ood_score": pre.ood_score,
-        "ood_cut": judge.ood_cut,
+        "ood_cut": judge.cut(pre),
+        "tier": "sentence" if pre.second is not None else "static",
         "router": judge.version,
         "student_answer": gate.answer.text if gate is not None else None,
         "note": note,

@@ -108,9 +108,11 @@ class Flow:
         else:
             pre = await self.refiner.prejudge(turn, judge)
         self.books.spent(turn, "prejudge", started)
-        turn.prejudged(pre)
         if pre.undecided and pre.known_template:
             pre = await self.refiner.refine(turn, judge, pre)
+        # Of the tier that decided before the student, as in the artefact's reference: drift
+        # compares the two.
+        turn.prejudged(pre)
         self.books.metrics.ood_score.labels(turn.task.name).observe(pre.ood_score)
         return pre
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from router.certify import Certificate
@@ -23,6 +23,11 @@ class Judge(Protocol):
     profile: DecodeProfile
     reference: Reference | None
     encoders: Encoders
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the certificate rests on."""
+        ...
 
     def prejudge(
         self, messages: Sequence[Message], tools: Any = None, response_format: Any = None

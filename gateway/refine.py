@@ -29,9 +29,8 @@ class Refiner:
         )
 
     async def refine(self, turn: Turn, judge: Judge, pre: Prejudgement) -> Prejudgement:
-        """Ask the sentence encoder, and note what it said."""
+        """Ask the sentence encoder."""
         started = time.perf_counter()
         refined = await asyncio.get_running_loop().run_in_executor(self.pool, judge.refine, pre)
         self.books.spent(turn, "refine", started)
-        turn.prejudged(refined)
         return refined

@@ -138,6 +138,7 @@ class Judge:
             if self.bands is not None
             else None
         )
+        _ = self.facts
         # Tensors of a shape that does not fit would otherwise be found by the first request.
         for tier in (self.first, self.second):
             if tier is not None:
@@ -219,13 +220,22 @@ class Judge:
             return self.first.contributions(pre.first, prefix, self._length)
         return {}
 
+    def cut(self, pre: Prejudgement) -> float | None:
+        """The P(out) from which the tier that looked sends prompts to the teacher."""
+        if pre.second is not None or self.bands is None:
+            return self.ood_cut
+        return self.bands.out_from
+
     def flips(self, pre: Prejudgement, prefix: Prefix) -> dict[str, float]:
         """What each feature, alone, would have to be for the verdict to turn: the value at which
-        the score meets the threshold. Features that cannot turn it by themselves are left out."""
-        if pre.second is None or self.second.combine is None or self.threshold is None:
+        the deciding tier's score meets the threshold. Features that cannot turn it by themselves
+        are left out."""
+        tier, look = (
+            (self.second, pre.second) if pre.second is not None else (self.first, pre.first)
+        )
+        if tier is None or look is None or tier.combine is None or self.threshold is None:
             return {}
-        model = self.second.combine
-        found = self.second.all_features(pre.second, prefix, self._length)
+        model, found = tier.combine, tier.all_features(look, prefix, self._length)
         wanted = float(np.log(self.threshold / max(1.0 - self.threshold, 1e-12)))
         missing = wanted - float(model.decision_function(found))
         values = {}
@@ -238,6 +248,16 @@ class Judge:
             if low <= value <= high:
                 values[name] = value
         return values
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the certificate rests on, for ``/admin/tasks``: hashes, profile, splits, cascade."""
+        manifest = self.artefact.manifest
+        names = (
+            "student", "encoders", "gate_tokens", "variable", "max_chars", "slots",
+            "decode_profile", "splits", "cascade",
+        )  # fmt: skip
+        return {"sha256": self.artefact.digest, **{name: manifest[name] for name in names}}
 
     def nearest(self, text: str, count: int = 5) -> list[tuple[float, Mapping[str, Any]]]:
         """The nearest training prompts: (cosine similarity, prompt row), nearest first."""

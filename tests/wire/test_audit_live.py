@@ -125,6 +125,12 @@ async def test_until_confirmed_ops_see_what_is_missing_and_when_it_will_be_there
         assert 60 < audit["labels_missing"] < 110
         assert audit["eta_s"] > 0
         assert audit["risk_upper_bound"] > 0.05
+        whole = (await r.client.get("/admin/tasks/banking-intents", headers=ADMIN)).json()
+        assert whole["certificate"]["n"] > 0
+        assert whole["certificate"]["groups"] == 1198
+        assert set(whole["artefact"]["splits"]) == {"train", "combine", "calibrate"}
+        assert whole["artefact"]["decode_profile"]["temperature"] == 0.0
+        assert len(whole["artefact"]["sha256"]) == 64
 
 
 async def test_a_draw_whose_answer_never_comes_counts_as_a_disagreement(tmp_path: Path) -> None:
