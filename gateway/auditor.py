@@ -228,6 +228,7 @@ def _standing(
         bounds.upper,
         audit.suspicion(state),
         missing,
+        audit.labels_missing(state, 0.0),
         missing / per_s if missing is not None and per_s > 0 else None,
         epoch.opened_at,
         state.refuted,

@@ -114,6 +114,7 @@ def _shown(case: _Case) -> dict[str, Any]:
             "risk_lower_bound": bounds.lower,
             "risk_upper_bound": bounds.upper,
             "labels_missing": audit.labels_missing(epoch.state),
+            "labels_missing_without_error": audit.labels_missing(epoch.state, 0.0),
         }
     return found
 
@@ -134,10 +135,11 @@ def _readable(found: dict[str, Any]) -> str:
             f"{audit['labels']} labels disagree"
         )
         if audit["status"] == "unproven":
+            best = audit["labels_missing_without_error"]
             lines.append(
-                "        "
-                + ("errors come too often to be confirmed" if missing is None else
-                   f"{missing} more labels confirm it if errors come at this rate")
+                f"        {best} more labels confirm it if none of them disagrees; "
+                + (f"{missing} at the present rate of errors" if missing is not None else
+                   "at the present rate of errors none do")
             )  # fmt: skip
     for event in found["events"]:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.pop("at")))

@@ -15,7 +15,8 @@ class Standing:
     """A version's audit and gate at one moment.
 
     ``missing`` is how many labels lack until confirmed if errors come at the present rate (None:
-    never); ``eta_s`` how long they take at the present rate of draws. ``suspicion`` is the change
+    never), ``missing_at_best`` if no further error comes; ``eta_s`` how long the former take at the
+    present rate of draws. ``suspicion`` is the change
     detector's statistic: it reaches x by chance at most once in x labels on average. ``closed``
     says why the gate is shut.
     """
@@ -28,6 +29,7 @@ class Standing:
     upper: float
     suspicion: float
     missing: int | None
+    missing_at_best: int | None
     eta_s: float | None
     opened_at: float
     refuted: str | None = None
@@ -51,6 +53,7 @@ class Standing:
             "risk_upper_bound": self.upper,
             "suspicion": self.suspicion,
             "labels_missing": self.missing,
+            "labels_missing_without_error": self.missing_at_best,
             "eta_s": self.eta_s,
             "opened_at": self.opened_at,
             "refuted": self.refuted,

@@ -107,13 +107,15 @@ class Audit:
         n, k = state.labels, state.errors
         return Bounds(self._evidence.lower(n, k, side), self._evidence.upper(n, k, side))
 
-    def labels_missing(self, state: AuditState) -> int | None:
-        """Labels until confirmed if errors come at the present rate; None when never."""
+    def labels_missing(self, state: AuditState, rate: float | None = None) -> int | None:
+        """Labels until confirmed if errors come at ``rate``, by default the present one; None when
+        never."""
         if self.status(state) is AuditStatus.CONFIRMED:
             return 0
         if state.refuted is not None:
             return None
-        return self._evidence.labels_to_confirm(state.labels, state.errors, self._side(state))
+        side = self._side(state)
+        return self._evidence.labels_to_confirm(state.labels, state.errors, side, rate)
 
     def suspicion(self, state: AuditState) -> float:
         """The detector's statistic: reaches x by chance at most once in x labels on average."""

@@ -54,10 +54,13 @@ class RiskEvidence:
         """Risk that is excluded from below at level ``delta``, in [0, 1)."""
         return self._bound(lambda m: self.log_above(n, k, m), n, k, delta, _EDGE)
 
-    def labels_to_confirm(self, n: int, k: int, delta: float) -> int | None:
-        """Further labels until the upper bound is under alpha if errors come at the present rate;
-        None when they come too often for that ever to happen."""
-        rate = k / n if n else 0.0
+    def labels_to_confirm(
+        self, n: int, k: int, delta: float, rate: float | None = None
+    ) -> int | None:
+        """Further labels until the upper bound is under alpha if errors come at ``rate``, by
+        default the present one; None when they come too often for that ever to happen."""
+        if rate is None:
+            rate = k / n if n else 0.0
         if rate >= self.alpha:
             return None
         low, high = -1, 1

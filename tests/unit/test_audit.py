@@ -149,7 +149,12 @@ def test_delta_is_spent_over_epochs() -> None:
 
 def test_errors_at_the_budget_or_above_never_confirm() -> None:
     audit = Audit(ALPHA, DELTA)
-    assert audit.labels_missing(audit.feed(audit.begin(1), [True, False] * 3)) is None
+    bad = audit.feed(audit.begin(1), [True, False] * 3)
+    assert audit.labels_missing(bad) is None
+    without = audit.labels_missing(bad, 0.0)
+    assert without is not None
+    after = audit.feed(bad, [False] * without)
+    assert audit.status(audit.feed(after, [False] * 300)) is AuditStatus.CONFIRMED
 
 
 def test_weighted_p_value_is_valid_and_not_much_worse_than_the_exact_one() -> None:
