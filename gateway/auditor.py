@@ -23,7 +23,7 @@ from router.drift import BLOCK, Drift, compare
 POLL_S = 1.0
 """How long another replica's labels, or an operator's word, may take to reach this process."""
 BATCH = 256
-RATE_WINDOW_S = 3600.0
+PACE_S = 3600.0
 
 _EVENTS = {
     AuditStatus.CONFIRMED: EventKind.CONFIRMED,
@@ -93,8 +93,8 @@ class Auditor:
             if epoch != before:
                 self.store.save(epoch, now)
             gate = self.store.gate(task.name, claim.router)
-            rate = self.store.labels_since(claim, now - RATE_WINDOW_S)
-        return _standing(task, audit, epoch, gate, rate / min(RATE_WINDOW_S, _age(epoch, now)))
+            pace = self.store.pace(claim, max(epoch.opened_at, now - PACE_S), now)
+        return _standing(task, audit, epoch, gate, pace)
 
     def _noted(self, epoch: Epoch, before: Epoch, now: float) -> Epoch:
         """Events of a changed status; refuted closes the gate in the same transaction."""
@@ -202,11 +202,13 @@ def _fed(
     labels: list[bool] = []
     cursor, whole = epoch.cursor, len(rows) == BATCH
     for row in rows:
-        missing = row.disagrees is None
-        if missing and row.state is DrawState.PENDING and row.created_at > overdue:
+        waits = row.disagrees is None and row.state is DrawState.PENDING
+        if row.counts and waits and row.created_at > overdue:
             whole = False
             break
         cursor = row.seq
+        if not row.counts:
+            continue
         if row.disagrees is not None:
             labels.append(row.disagrees)
         elif row.served:  # a missing answer counts as a disagreement
@@ -244,10 +246,6 @@ def _closed(task: TaskRuntime, epoch: Epoch, gate: GateRow | None) -> str | None
     if task.settings.risk.on_unproven == "close" and epoch.status is AuditStatus.UNPROVEN:
         return "the audit has not confirmed this version yet"
     return None
-
-
-def _age(epoch: Epoch, now: float) -> float:
-    return max(now - epoch.opened_at, 1.0)
 
 
 def _drift_json(drift: Drift) -> dict[str, float]:

@@ -158,6 +158,12 @@ class Risk(Section):
         "labels on average.",
     )
 
+    @model_validator(mode="after")
+    def _close_can_end(self) -> Self:
+        if self.on_unproven == "close" and self.draw_rate == 0:
+            raise ValueError("on_unproven: close needs draw_rate above 0, or it never opens")
+        return self
+
 
 class Probe(Section):
     """A frozen set of prompts that shows the teacher's own noise, and when it changes."""

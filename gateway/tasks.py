@@ -81,8 +81,10 @@ class TaskRuntime:
     @property
     def closed(self) -> str | None:
         """Why the gate is shut; None while the student may serve."""
-        if self.uncertified is not None or self.standing is None:
+        if self.uncertified is not None or not self.audited:
             return self.uncertified
+        if self.standing is None:  # it may have been closed: nobody could look
+            return "the audit's memory cannot be read"
         return self.standing.closed
 
     @property

@@ -67,13 +67,15 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class LabelRow:
-    """A drawn answer that the student served, or would have served under a closed gate.
+    """A draw. It ``counts`` where the audited version's student served it, or would have served it
+    under a closed gate.
 
     ``disagrees`` is None while (or because) there is no second answer. ``served`` is False under
     a closed gate: there a missing student answer would not have been served either.
     """
 
     seq: int
+    counts: bool
     served: bool
     created_at: float
     state: DrawState
@@ -106,10 +108,16 @@ _COUNTS = """
 OR (e.reason = 'gate_closed' AND (d.score < e.threshold OR d.state = 'pending'))
 """
 _LABELS = f"""
-SELECT d.seq, e.served_by = 'student', e.created_at, d.state, d.agrees
+SELECT d.seq, e.router = ? AND ({_COUNTS}), e.served_by = 'student', e.created_at, d.state, d.agrees
 FROM draws d JOIN exchanges e ON e.id = d.exchange_id
-WHERE d.task = ? AND d.seq > ? AND e.router = ? AND ({_COUNTS}) ORDER BY d.seq LIMIT ?
+WHERE d.task = ? AND d.seq > ? ORDER BY d.seq LIMIT ?
 """
+_PACE = f"""
+SELECT count(*), min(e.created_at) FROM draws d JOIN exchanges e ON e.id = d.exchange_id
+WHERE d.task = ? AND d.seq > ? AND e.router = ? AND e.created_at >= ? AND ({_COUNTS})
+"""
+PACE_DRAWS = 2000
+"""The pace of labels is that of the last so many draws: the look must stay cheap."""
 _SAVE = """
 INSERT OR REPLACE INTO audits (task, number, router, alpha, delta, opened_at, cursor, labels,
     errors, detector, refuted, status, drift_from, drift, drifting, updated_at)
@@ -200,22 +208,21 @@ class AuditStore:
         )  # fmt: skip
 
     def labels(self, epoch: Epoch, limit: int) -> list[LabelRow]:
-        """Draws after the epoch's cursor that its labels come from, in the order of drawing."""
-        values = (epoch.claim.task, epoch.cursor, epoch.claim.router, limit)
+        """The draws after the epoch's cursor, in the order of drawing."""
+        values = (epoch.claim.router, epoch.claim.task, epoch.cursor, limit)
         return [
             LabelRow(
-                seq, bool(served), at, DrawState(state), None if agrees is None else not agrees
+                seq, bool(counts), bool(served), at, DrawState(state),
+                None if agrees is None else not agrees,
             )
-            for seq, served, at, state, agrees in self._db.execute(_LABELS, values)
-        ]
+            for seq, counts, served, at, state, agrees in self._db.execute(_LABELS, values)
+        ]  # fmt: skip
 
-    def labels_since(self, claim: Claim, since: float) -> int:
-        """How many draws have given labels, or will, since a time (Unix seconds)."""
-        sql = (
-            "SELECT count(*) FROM exchanges e JOIN draws d ON d.exchange_id = e.id WHERE e.task = ?"
-            f" AND e.created_at >= ? AND e.router = ? AND ({_COUNTS})"
-        )
-        return int(self._db.execute(sql, (claim.task, since, claim.router)).fetchone()[0])
+    def pace(self, claim: Claim, since: float, now: float) -> float:
+        """Labels per second of late, and not before ``since`` (Unix seconds)."""
+        last = self.last_draw(claim.task) - PACE_DRAWS
+        count, first = self._db.execute(_PACE, (claim.task, last, claim.router, since)).fetchone()
+        return count / max(now - first, 1.0) if count else 0.0
 
     def scores(self, epoch: Epoch, limit: int) -> list[tuple[float, float]]:
         """(time, P(out)) of judged exchanges after ``drift_from``, oldest first."""

@@ -47,6 +47,7 @@ DROP TABLE draws;
 ALTER TABLE numbered_draws RENAME TO draws;
 CREATE INDEX draws_pending ON draws (updated_at) WHERE state = 'pending';
 CREATE INDEX draws_in_order ON draws (task, seq);
+CREATE INDEX exchanges_judged ON exchanges (task, router, created_at) WHERE ood_score IS NOT NULL;
 CREATE TABLE audits (
     task TEXT NOT NULL, number INTEGER NOT NULL, router TEXT NOT NULL, alpha REAL NOT NULL,
     delta REAL NOT NULL, opened_at REAL NOT NULL, cursor INTEGER NOT NULL, labels INTEGER NOT NULL,

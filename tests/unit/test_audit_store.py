@@ -119,10 +119,14 @@ def test_labels_are_served_draws_of_the_version_in_order(
     finished(main, "closed, would serve", agrees=False, score=0.09)
     finished(main, "closed, would not", agrees=False, score=0.11)
     rows = audits.labels(epoch, 10)
-    assert [(row.seq, row.disagrees, row.served) for row in rows] == [
+    assert [row.seq for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert [(row.seq, row.disagrees, row.served) for row in rows if row.counts] == [
         (1, True, True), (2, False, True), (6, True, False),
     ]  # fmt: skip
-    assert [row.seq for row in audits.labels(replace(epoch, cursor=1), 10)] == [2, 6]
+    assert [row.seq for row in audits.labels(replace(epoch, cursor=1), 2)] == [2, 3]
+    assert audits.pace(CLAIM, 0.0, now=12.0) == pytest.approx(3 / 11)
+    assert audits.pace(CLAIM, 5.0, now=14.0) == pytest.approx(1 / 5)
+    assert audits.pace(CLAIM, 50.0, now=60.0) == 0.0
 
 
 def test_a_new_epoch_starts_behind_the_draws_that_are_there(
@@ -184,6 +188,26 @@ def test_reopening_a_refuted_version_begins_anew_with_less_delta(
     again = audits.epoch(CLAIM)
     assert again is not None
     assert (again.state.number, again.state.labels, again.status) == (2, 0, AuditStatus.UNPROVEN)
+
+
+def test_looks_use_their_indexes(stores: tuple[SqliteStore, AuditStore]) -> None:
+    """Every second, whatever the store holds: none of them may read a table from end to end."""
+    _, audits = stores
+    with audits.transaction():
+        epoch = begin_epoch(audits, AUDIT, CLAIM, 0.0, why="test")
+    seen: list[str] = []
+    audits._db.set_trace_callback(seen.append)
+    audits.labels(epoch, 10)
+    audits.pace(CLAIM, 0.0, 1.0)
+    audits.scores(epoch, 10)
+    audits.gate("t", "v1-aa")
+    audits.last_draw("t")
+    audits._db.set_trace_callback(None)
+    assert len(seen) == 6
+    for sql in seen:
+        plan = [row[3] for row in audits._db.execute(f"EXPLAIN QUERY PLAN {sql}")]
+        assert not [step for step in plan if step.startswith("SCAN")], (sql, plan)
+        assert not [step for step in plan if "TEMP B-TREE" in step and "draws" in sql], (sql, plan)
 
 
 async def test_replicas_share_labels_and_each_counts_once(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_a_mistake_at_the_top_is_named(tmp_path: Path, change: Any, expected: st
         ({"teacher": {"base_url": "http://x", "model": "m", "api_key": "sk"}},
          "tasks[0].teacher.api_key: unknown key; did you mean 'api_key_env'?"),
         ({"risk": {"alpha": 2}}, "tasks[0].risk.alpha: Input should be less than 1 (got 2)"),
+        ({"risk": {"on_unproven": "close", "draw_rate": 0}},
+         "tasks[0].risk: on_unproven: close needs draw_rate above 0"),
         ({"risk": {"comparator": "vibes"}},
          "tasks[0].risk.comparator: comparator 'vibes': the kinds are label"),
         ({"router": None}, "a student needs router.artefact"),

@@ -15,7 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway import gates
+from gateway.auditor import Auditor
+from gateway.errors import StoreError
+from gateway.standing import Standing
 from gateway.store.audits import AuditStore
+from gateway.tasks import TaskRuntime
 from router.audit import AuditStatus
 from tests.fakes.answers import refuses, student_says, teacher_says
 from tests.fakes.rig import KEY, SECRETS, Rig, config_data, rig
@@ -216,6 +220,28 @@ async def test_an_operator_closes_and_opens_from_the_terminal(tmp_path: Path) ->
         assert "incident 12" in shown
         await command("open", "--config", str(file), "--note", "over")
         await until(lambda: r.task.closed is None, "the gateway did not follow")
+        assert await ask_many(r, 1) == ["in_distribution"]
+
+
+async def test_a_memory_that_cannot_be_read_keeps_the_gate_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold a refutation; the teacher serves until somebody can look."""
+    advance, broken = Auditor.advance, [True]
+
+    def failing(auditor: Auditor, task: TaskRuntime) -> Standing:
+        if broken:
+            raise StoreError("disk I/O error")
+        return advance(auditor, task)
+
+    monkeypatch.setattr(Auditor, "advance", failing)
+    async with rig(tmp_path) as r:
+        assert await ask_many(r, 1) == ["gate_closed"]
+        broken.clear()
+        await until(lambda: r.task.closed is None, "it did not recover")
+        assert await ask_many(r, 1) == ["in_distribution"]
+        broken.append(True)  # later the last word stands
+        await asyncio.sleep(1.2)
         assert await ask_many(r, 1) == ["in_distribution"]
 
 
