@@ -24,8 +24,9 @@ from router.data import Data
 from router.encoder import load_encoders
 from router.errors import FitError, RouterError
 from router.evaluate import Scored, evaluate
-from router.fit import FitSettings, fit_artefact
+from router.fit import fit_artefact
 from router.judge import Judge
+from router.manifest import FitSettings
 from router.rows import Row, read_rows, student_json, write_rows
 from router.slots import suggest
 from router.template import FIXED_ROLES

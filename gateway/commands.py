@@ -96,7 +96,8 @@ def replay(
 ) -> None:
     """Try another budget, threshold or artefact on what was logged: coverage, risk, cost."""
     from gateway.captures import since_time
-    from gateway.replay import Wish, cases, plain, plot_svg, report
+    from gateway.replay import Wish, cases, report
+    from gateway.replay_report import plain, plot_svg
     from gateway.store.records import Filter, Status
     from gateway.store.sqlite import SqliteStore
     from router.encoder import load_encoders

@@ -7,20 +7,17 @@ Order matters and is the certificate's ground: distance and outlier models of bo
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from router.agreement import false_agree, row_comparator
 from router.artefact import Artefact, save_artefact
-from router.cascade import Bands, Trial, cascade_score, fit_bands, share_asked
+from router.cascade import Trial, cascade_score, fit_bands, share_asked
 from router.certify import (
     Budget,
     Calibration,
@@ -29,20 +26,19 @@ from router.certify import (
     risk_p_value,
     threshold_grid,
 )
-from router.comparator import Name
 from router.confidence import LengthScale, Prefix
 from router.data import Data, answered, check, closed_labels, thinned
 from router.distance import Distance
 from router.drift import Reference
 from router.encoder import Encoder, Encoders
-from router.judge import DecodeProfile
 from router.logistic import Logistic
+from router.manifest import Certified, Facts, FitSettings, Rule, manifest
 from router.minilm import sentence_part
 from router.outlier import fit_outlier
 from router.rows import Row, usable
 from router.template import compiled_slots, fingerprint
 from router.text import Vectors
-from router.tier import FEATURE_SIGNS, FEATURES, Look, Tier
+from router.tier import FEATURE_SIGNS, Look, Tier
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -58,31 +54,6 @@ is out, unread: padding would push what matters past the encoders' windows."""
 
 
 @dataclass(frozen=True, slots=True)
-class FitSettings:
-    """Everything that decides an artefact besides the rows.
-
-    ``promotion`` counts the certificates of a renewed promise (see ``Certificate``); ``weights``
-    says what becomes of unequal draw probabilities; ``slots`` maps names to regular expressions of
-    the fixed part's variable places; ``cascade`` switches the static tier off for comparisons.
-    """
-
-    task: str
-    version: str
-    comparator: Name = "label"
-    alpha: float = 0.05
-    delta: float = 0.05
-    promotion: int | None = None
-    weights: Literal["thin", "betting"] = "thin"
-    gate_tokens: int = 32
-    max_tokens_min: int = 16
-    student: str | None = None
-    student_sha256: str | None = None
-    slots: Mapping[str, str] = field(default_factory=dict)
-    cascade: bool = True
-    seed: int = 20261124
-
-
-@dataclass(frozen=True, slots=True)
 class _Split:
     """One split as a tier sees it. ``blocked``: no answer that could be served."""
 
@@ -92,28 +63,6 @@ class _Split:
     @property
     def out(self) -> Floats:
         return np.array([look.p_out for look in self.looks])
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """Everything that is fixed before the threshold."""
-
-    first: Tier
-    second: Tier
-    length: LengthScale
-    cut: float | None
-    bands: Bands | None
-    grid: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class _Certified:
-    """What the calibrate rows gave. ``cascade``: on them, the share that asks the second tier and
-    the share of verdicts that differ from the second tier's alone."""
-
-    certificate: Certificate
-    reference: Reference | None
-    cascade: Mapping[str, float] | None
 
 
 def fit_artefact(
@@ -126,9 +75,9 @@ def fit_artefact(
         ArtefactError: ``out`` exists or cannot be written.
     """
     check(data)
-    manifest, tensors = _Fitter(data, settings, encoders, progress).run()
+    facts, tensors = _Fitter(data, settings, encoders, progress).run()
     prompts = [{"text": row.text, "completion": row.completion} for row in data.train]
-    return save_artefact(out, manifest, tensors, prompts)
+    return save_artefact(out, facts, tensors, prompts)
 
 
 class _Fitter:
@@ -175,10 +124,10 @@ class _Fitter:
         reason = "no student answers in the rows: nothing shows where the student agrees"
         s = self._settings
         none = Certificate("none", s.alpha, s.delta, s.comparator, reason=reason)
-        rule = _Rule(second, second, LengthScale(0.0, 1.0), None, None, np.zeros(0))
-        return self._manifest(_Certified(none, None, None), rule)
+        rule = Rule(second, second, LengthScale(0.0, 1.0), None, None, np.zeros(0))
+        return self._manifest(Certified(none, None, None), rule)
 
-    def _rule(self, first: Tier, second: Tier) -> _Rule:
+    def _rule(self, first: Tier, second: Tier) -> Rule:
         """Everything but the threshold, on combine rows."""
         rows = self._data.combine
         length = LengthScale.fitted([self._prefix(row) for row in rows])
@@ -200,7 +149,7 @@ class _Fitter:
             self._say(
                 f"the static tier decides {1 - share_asked(trial, bands):.0%} of combine rows"
             )
-        return _Rule(tiers[0], tiers[1], length, cut, bands, grid)
+        return Rule(tiers[0], tiers[1], length, cut, bands, grid)
 
     def _combined(
         self, tier: Tier, rows: Sequence[Row], disagrees: Bools, length: LengthScale
@@ -234,7 +183,7 @@ class _Fitter:
         strict, loose = (finite[min(int(s * best), len(finite) - 1)] for s in (0.9, 1.0))
         return float(strict), float(loose)
 
-    def _certified(self, rule: _Rule, rows: Sequence[Row]) -> _Certified:
+    def _certified(self, rule: Rule, rows: Sequence[Row]) -> Certified:
         """The threshold on calibrate rows, and their P(out) to compare later traffic with."""
         blocked = self._blocked(rows)
         second = self._seen(rule.second, rows, rule.length, blocked)
@@ -266,7 +215,7 @@ class _Fitter:
             certificate = replace(certificate, false_agree_rate=rate.upper)
         flips = float(((scores < tau) != (alone < tau)).mean())
         cascade = None if asked is None else {"asked": asked, "flips": flips}
-        return _Certified(certificate, Reference.fitted(out), cascade)
+        return Certified(certificate, Reference.fitted(out), cascade)
 
     def _seen(self, tier: Tier, rows: Sequence[Row], length: LengthScale, blocked: Bools) -> _Split:
         looks = tier.look_all([row.text for row in rows])
@@ -323,45 +272,16 @@ class _Fitter:
         inside = not self._labels or row.completion in set(self._labels)
         return "in_domain" if inside else "out_of_domain"
 
-    def _manifest(self, certified: _Certified, rule: _Rule) -> dict[str, Any]:
-        s = self._settings
-        splits = {
-            name: self._described(getattr(self._data, name))
-            for name in ("train", "combine", "calibrate")
-        }
-        student = {"name": s.student, "sha256": s.student_sha256} if s.student else None
-        return {
-            "task": s.task,
-            "version": s.version,
-            "kind": "distance" if rule.second.combine is None else "combined",
-            "encoders": {
-                "static": self._encoders.static.digest,
-                "sentence": self._encoders.sentence.digest,
-            },
-            "student": student,
-            "gate_tokens": s.gate_tokens,
-            "variable": "last user message, then earlier turns, newest first",
-            "max_chars": self._max_chars(),
-            "slots": dict(s.slots),
-            "templates": self._templates,
-            "decode_profile": asdict(DecodeProfile(0.0, 1.0, s.max_tokens_min)),
-            "classes": rule.second.distance.classes,
-            "features": list(FEATURES),
-            "length": asdict(rule.length),
-            "ood_cut": rule.cut,
-            "bands": None if rule.bands is None else asdict(rule.bands),
-            "cascade": certified.cascade,
-            "reference": certified.reference.to_json() if certified.reference else None,
-            "seed": s.seed,
-            "splits": splits,
-            "certificate": certified.certificate.to_json(),
-        }
-
-    def _described(self, rows: Sequence[Row]) -> dict[str, Any]:
-        lines = (json.dumps([asdict(m) for m in r.messages] + [r.completion]) for r in rows)
-        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        mix = Counter(self._slice(row) for row in rows)
-        return {"rows": len(rows), "sha256": digest, "mix": dict(sorted(mix.items()))}
+    def _manifest(self, certified: Certified, rule: Rule) -> dict[str, Any]:
+        facts = Facts(
+            self._settings,
+            self._encoders,
+            self._templates,
+            self._max_chars(),
+            self._data,
+            self._slice,
+        )
+        return manifest(facts, rule, certified)
 
 
 def _trial(first: _Split, second: _Split, cut: float | None) -> Trial:

@@ -24,9 +24,10 @@ from router.confidence import NAMES, LengthScale, Prefix
 from router.data import Data
 from router.distance import DISTANCE_NAMES
 from router.encoder import Encoders
-from router.fit import FitSettings, fit_artefact
+from router.fit import fit_artefact
 from router.judge import Judge
 from router.logistic import Logistic
+from router.manifest import FitSettings
 from router.minilm import sentence_part
 from router.rows import Row, read_rows, usable
 from router.tier import FEATURE_SIGNS, FEATURES, Tier

@@ -15,8 +15,9 @@ from deploy.demo.task import INTENTS, load, make_splits, normalised, traffic
 from distill.digest import file_sha256
 from router.data import Data
 from router.encoder import load_encoders
-from router.fit import FitSettings, fit_artefact
+from router.fit import fit_artefact
 from router.judge import Judge
+from router.manifest import FitSettings
 from router.rows import read_rows
 from tests.fakes.rig import ARTEFACTS, CACHE, ROOT
 from tests.ml.conftest import STUDENT_PYTHON
