@@ -28,6 +28,8 @@ from router.rows import Row
 
 PARALLEL = 4
 LOOK_S = 5.0
+LEASE_S = 900.0
+"""Longest that one replica keeps a run to itself."""
 
 
 @dataclass(slots=True)
@@ -57,9 +59,11 @@ class Prober:
             known = await asyncio.to_thread(probes.runs, self.store, task.name, probe)
             # The first two runs follow each other at once: between them nothing changed.
             due = len(known) < 2 or self.clock() >= known[-1].at + task.settings.probe.every_s
-            pause = LOOK_S if len(known) < 2 else task.settings.probe.every_s
-            if due and await asyncio.to_thread(self._claimed, task.name, pause):
-                await self._asked(task, probe)
+            if due and await asyncio.to_thread(self._claimed, task.name):
+                try:
+                    await self._asked(task, probe)
+                finally:
+                    await asyncio.to_thread(self._released, task.name)
                 known = await asyncio.to_thread(probes.runs, self.store, task.name, probe)
         except (StoreError, TeacherDown, GatewayError, TimeoutError) as error:
             log("probe_failed", task=task.name, error=str(error))
@@ -67,9 +71,13 @@ class Prober:
         if known:
             await asyncio.to_thread(self._judge, task, known)
 
-    def _claimed(self, task: str, pause_s: float) -> bool:
+    def _claimed(self, task: str) -> bool:
         with self.store.transaction():
-            return probes.claim(self.store, task, self.clock(), pause_s)
+            return probes.claim(self.store, task, self.clock(), LEASE_S)
+
+    def _released(self, task: str) -> None:
+        with self.store.transaction():
+            probes.release(self.store, task)
 
     async def _asked(self, task: TaskRuntime, probe: str) -> None:
         slots = asyncio.Semaphore(PARALLEL)

@@ -29,16 +29,23 @@ def runs(store: AuditStore, task: str, probe: str) -> list[ProbeRun]:
     return [ProbeRun(at, teacher, orjson.loads(answers)) for at, teacher, answers in kept]
 
 
-def claim(store: AuditStore, task: str, now: float, every_s: float) -> bool:
-    """Whether this process may run the probe set now: one replica at a time, within a
-    transaction."""
-    row = store.connection.execute("SELECT at FROM probe_claims WHERE task = ?", (task,)).fetchone()
-    if row is not None and now < row[0] + every_s:
+def claim(store: AuditStore, task: str, now: float, lease_s: float) -> bool:
+    """Whether this process may run the probe set now: one replica at a time. The lease ends by
+    ``release``, or by itself should the process die. Within a transaction."""
+    row = store.connection.execute(
+        "SELECT until FROM probe_leases WHERE task = ?", (task,)
+    ).fetchone()
+    if row is not None and now < row[0]:
         return False
     store.connection.execute(
-        "INSERT OR REPLACE INTO probe_claims (task, at) VALUES (?, ?)", (task, now)
+        "INSERT OR REPLACE INTO probe_leases (task, until) VALUES (?, ?)", (task, now + lease_s)
     )
     return True
+
+
+def release(store: AuditStore, task: str) -> None:
+    """End the lease; within a transaction."""
+    store.connection.execute("DELETE FROM probe_leases WHERE task = ?", (task,))
 
 
 def keep(store: AuditStore, task: str, probe: str, run: ProbeRun) -> None:

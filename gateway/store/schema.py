@@ -71,7 +71,7 @@ CREATE TABLE probes (
     task TEXT NOT NULL, probe TEXT NOT NULL, at REAL NOT NULL, teacher TEXT NOT NULL,
     answers BLOB NOT NULL, PRIMARY KEY (task, probe, at)
 ) STRICT;
-CREATE TABLE probe_claims (task TEXT PRIMARY KEY, at REAL NOT NULL) STRICT
+CREATE TABLE probe_leases (task TEXT PRIMARY KEY, until REAL NOT NULL) STRICT
 """
 
 _STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT}

@@ -16,6 +16,7 @@ from gateway import prober
 from gateway.errors import ConfigError
 from gateway.service import Service
 from gateway.settings import Config
+from gateway.store import probes
 from gateway.store.audits import AuditStore
 from router.comparator import label
 from router.noise import Comparison, change_p_value
@@ -104,6 +105,23 @@ async def test_a_dead_teacher_is_probed_again_later(tmp_path: Path) -> None:
         assert r.task.noise is None or r.task.noise.floor is None
         r.teacher.handler = working
         await until(lambda: r.task.noise is not None and r.task.noise.floor is not None)
+
+
+def test_one_replica_at_a_time_runs_the_set(tmp_path: Path) -> None:
+    one, two = (AuditStore.open(tmp_path / "x.db") for _ in range(2))
+
+    def claimed(store: AuditStore, now: float) -> bool:
+        with store.transaction():
+            return probes.claim(store, "t", now, 900.0)
+
+    assert claimed(one, 0.0)
+    assert not claimed(two, 1.0)
+    assert claimed(two, 901.0)  # the first has died
+    with two.transaction():
+        probes.release(two, "t")
+    assert claimed(one, 902.0)
+    for store in (one, two):
+        store.close()
 
 
 def test_too_small_a_set_is_refused_at_start(tmp_path: Path) -> None:
