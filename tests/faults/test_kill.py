@@ -63,18 +63,43 @@ async def load_and_kill(gateway: GatewayProcess, seconds: float, witness: Witnes
         await asyncio.gather(*loops)
 
 
+async def audit_settles(path: Path) -> None:
+    """Every draw gets its second answer, and each label counts once, however often the process
+    died between reading and writing."""
+    expected = (
+        "SELECT count(*) FROM draws d JOIN exchanges e ON e.id = d.exchange_id "
+        "WHERE e.served_by = 'student' AND e.reason = 'in_distribution' AND d.state = 'done'"
+    )
+    with contextlib.closing(SqliteStore.read_only(path)) as store:
+        for _ in range(1200):
+            pending = store.pending_draws(1)
+            (labels, errors, epochs) = store.connection.execute(
+                "SELECT sum(labels), sum(errors), count(*) FROM audits"
+            ).fetchone()
+            (done,) = store.connection.execute(expected).fetchone()
+            if not pending and labels == done:
+                assert (errors, epochs) == (0, 1)
+                assert done > 100
+                return
+            await asyncio.sleep(0.1)
+    raise AssertionError(f"{labels} labels of {done} draws, pending: {bool(pending)}")
+
+
 @pytest.mark.timeout(600)
 async def test_twenty_kills_lose_no_answer_that_a_client_saw_the_end_of(tmp_path: Path) -> None:
     rng = random.Random(20261124)
     witness = Witness()
     store = tmp_path / "understudy.db"
     student = FakeUpstream(student_says(ANSWER, pause_s=0.001))
-    teacher = FakeUpstream(teacher_says("teacher says", pause_s=0.002))
+    # Of one mind, so that the audit keeps the gate open and the student goes on serving.
+    teacher = FakeUpstream(teacher_says("".join(ANSWER), pause_s=0.002))
     async with student.running(), teacher.running():
         data = config_data(student.url, teacher.url, store, risk={"draw_rate": 0.2})
         for _ in range(KILLS):
             async with gateway_process(tmp_path, data) as gateway:
                 await load_and_kill(gateway, rng.uniform(0.2, 0.9), witness)
+        async with gateway_process(tmp_path, data):
+            await audit_settles(store)
     with contextlib.closing(SqliteStore.open(store)) as opened:
         stored = opened.ids()
         assert len(witness.ended) > 10 * KILLS

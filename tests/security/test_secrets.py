@@ -9,10 +9,21 @@ import pytest
 
 from tests.fakes.answers import refuses, student_says
 from tests.fakes.process import gateway_process
-from tests.fakes.rig import ANSWER, FAR, IN_DOMAIN, KEY, PLAIN_KEY, TEACHER_KEY, config_data, rig
+from tests.fakes.rig import (
+    ANSWER,
+    FAR,
+    IN_DOMAIN,
+    KEY,
+    PLAIN_KEY,
+    SECRETS,
+    TEACHER_KEY,
+    config_data,
+    rig,
+)
 from tests.fakes.upstream import FakeUpstream, Received, Wire
 
-CANARIES = (KEY, PLAIN_KEY, TEACHER_KEY, "us-wrong-key-canary")
+ADMIN_KEY = "us-admin-canary"
+CANARIES = (KEY, PLAIN_KEY, TEACHER_KEY, ADMIN_KEY, "us-wrong-key-canary")
 
 
 def found(data: bytes) -> list[str]:
@@ -20,7 +31,11 @@ def found(data: bytes) -> list[str]:
     return [canary for canary in CANARIES if canary.encode() in data]
 
 
-async def test_keys_reach_neither_disk_nor_log_nor_metrics(tmp_path: Path) -> None:
+async def test_keys_reach_neither_disk_nor_log_nor_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SECRETS, "ADMIN_KEY", ADMIN_KEY)
+
     async def echoes_its_key(received: Received, wire: Wire) -> None:
         assert received.headers["authorization"] == f"Bearer {TEACHER_KEY}"
         await refuses(received, wire)
@@ -28,12 +43,20 @@ async def test_keys_reach_neither_disk_nor_log_nor_metrics(tmp_path: Path) -> No
     student, teacher = FakeUpstream(student_says(ANSWER)), FakeUpstream(echoes_its_key)
     async with student.running(), teacher.running():
         data = config_data(student.url, teacher.url, tmp_path / "store.db", risk={"draw_rate": 1.0})
+        data["admin"] = {"key_env": "ADMIN_KEY"}
         async with gateway_process(tmp_path, data) as gateway, gateway.client() as client:
             for text in (IN_DOMAIN, FAR):
                 body = {"model": "banking-intents", "messages": [{"role": "user", "content": text}]}
                 await client.post("/v1/chat/completions", json=body)
                 wrong = {"authorization": "Bearer us-wrong-key-canary"}
                 await client.post("/v1/chat/completions", json=body, headers=wrong)
+            admin = {"authorization": f"Bearer {ADMIN_KEY}"}
+            shown = await client.get("/admin/tasks", headers=admin)
+            assert shown.status_code == 200
+            assert not found(shown.content)
+            order = {"open": False, "note": "a test"}
+            gate = "/admin/tasks/banking-intents/gate"
+            assert (await client.post(gate, headers=admin, json=order)).status_code == 200
             metrics = (await client.get("/metrics")).content
             gateway.terminate()
             await gateway.process.wait()
