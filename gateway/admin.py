@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ class Admin:
         """
         self.key.check(authorization)
         task = self._task(name)
-        events = await _stored(lambda: self.auditor.store.events(task.name, EVENTS))
+        events = await self._stored(lambda: self.auditor.store.events(task.name, EVENTS))
         data = [
             {"seq": e.seq, "at": e.at, "kind": e.kind.value, "detail": dict(e.detail)}
             for e in events
@@ -88,11 +87,18 @@ class Admin:
         store = self.auditor.store
         if order.open:
             audit, claim = audit_of(task), claim_of(task)
-            await _stored(lambda: open_gate(store, audit, claim, order.note, "operator", now))
+            await self._stored(lambda: open_gate(store, audit, claim, order.note, "operator", now))
         else:
-            await _stored(lambda: close_gate(store, task.name, order.note, "operator", now))
+            await self._stored(lambda: close_gate(store, task.name, order.note, "operator", now))
         await self.auditor.look(task)
         return described(task)
+
+    async def _stored(self, work: Callable[[], T]) -> T:
+        try:
+            return await self.auditor.offload.run(work)
+        except StoreError as error:
+            message = f"The store does not answer: {error}"
+            raise GatewayError("store_unavailable", message) from error
 
     def _task(self, name: str) -> TaskRuntime:
         task = self.tasks.get(name)
@@ -137,10 +143,3 @@ def _order(body: bytes) -> GateOrder:
             f'{where}: {first["msg"]}; send {{"open": true or false, "note": "why"}}.',
             param=where,
         ) from None
-
-
-async def _stored(work: Callable[[], T]) -> T:
-    try:
-        return await asyncio.to_thread(work)
-    except StoreError as error:
-        raise GatewayError("store_unavailable", f"The store does not answer: {error}") from error

@@ -13,6 +13,7 @@ import numpy as np
 from gateway.errors import StoreError
 from gateway.logs import log
 from gateway.metrics import Metrics
+from gateway.offload import Offload
 from gateway.standing import Standing
 from gateway.store.audits import ANY_VERSION, AuditStore, Claim, Epoch, EventKind, GateRow, LabelRow
 from gateway.store.records import DrawState
@@ -44,6 +45,7 @@ class Auditor:
     store: AuditStore
     metrics: Metrics
     wake: asyncio.Event
+    offload: Offload
     clock: Callable[[], float] = time.time
 
     async def run(self) -> None:
@@ -61,7 +63,7 @@ class Auditor:
         if not task.audited:
             return
         try:
-            standing = await asyncio.to_thread(self.advance, task)
+            standing = await self.offload.run(self.advance, task)
         except StoreError as error:
             log("audit_stalled", task=task.name, error=str(error))
             return

@@ -17,6 +17,7 @@ from gateway.equivalence import Equivalence, answer_text
 from gateway.errors import GatewayError
 from gateway.judging import Judge
 from gateway.logs import log
+from gateway.offload import Offload
 from gateway.schema import ChatRequest, parse_chat
 from gateway.store.records import Draw, DrawState, PendingDraw
 from gateway.store.sqlite import SqliteStore
@@ -50,13 +51,14 @@ class DrawWorker:
     session: aiohttp.ClientSession
     books: Books
     equivalence: Equivalence
+    offload: Offload
     sleep: Callable[[float], Any] = asyncio.sleep
 
     async def run(self) -> None:
         """Until cancelled. A job that was cut by a kill is still pending at the next start."""
         while True:
             self.books.wake_draws.clear()
-            jobs = await asyncio.to_thread(self.reader.pending_draws, BATCH)
+            jobs = await self.offload.run(self.reader.pending_draws, BATCH)
             async with asyncio.TaskGroup() as group:
                 slots = asyncio.Semaphore(PARALLEL)
                 for job in jobs:
@@ -143,16 +145,15 @@ class DrawWorker:
         body = answer.gate.answer.completion(head, TOP_LOGPROBS)
         return _Second(body, await self._score(task.judge, job, request, answer))
 
-    @staticmethod
     async def _score(
-        judge: Judge, job: PendingDraw, request: ChatRequest, answer: StudentAnswer
+        self, judge: Judge, job: PendingDraw, request: ChatRequest, answer: StudentAnswer
     ) -> float | None:
         """P(disagree), where the version that saw the request still judges and the answer could
         have been served: under a closed gate the audit goes on with it."""
         if judge.version != job.router or answer.gate.fault is not None:
             return None
         prefix = answer.gate.prefix
-        return await asyncio.to_thread(_settled, judge, request, prefix)
+        return await self.offload.run(_settled, judge, request, prefix)
 
     async def _agree(
         self, task: TaskRuntime, job: PendingDraw, answer: Mapping[str, Any]

@@ -5,7 +5,6 @@ The judge comparator asks the teacher, once for each pair: its word is kept in t
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ import orjson
 
 from gateway.asking import ask_teacher
 from gateway.books import Books
+from gateway.offload import Offload
 from gateway.store.sqlite import SqliteStore
 from gateway.tasks import TaskRuntime
 from router.comparator import JUDGE, calls_text, comparator, parse, text
@@ -37,6 +37,7 @@ class Equivalence:
     session: aiohttp.ClientSession
     reader: SqliteStore
     books: Books
+    offload: Offload
 
     async def agrees(
         self, task: TaskRuntime, request: Mapping[str, Any], student: str, teacher: str
@@ -51,7 +52,7 @@ class Equivalence:
         if parse(name).kind != JUDGE:
             encoders = task.judge.encoders if task.judge is not None else None
             compare = comparator(name, encoders)
-            return await asyncio.to_thread(compare, student, teacher)
+            return await self.offload.run(compare, student, teacher)
         if text(student, teacher):
             return True
         question = orjson.dumps(
@@ -59,7 +60,7 @@ class Equivalence:
         )
         model = task.teacher.settings.model
         key = hashlib.sha256(f"{name}|{model}|{_INSTRUCTIONS}|".encode() + question).hexdigest()
-        known = await asyncio.to_thread(self.reader.judgement, key)
+        known = await self.offload.run(self.reader.judgement, key)
         if known is not None:
             return known
         word = await self._asked(task, question)

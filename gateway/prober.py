@@ -16,6 +16,7 @@ from gateway.books import Books
 from gateway.equivalence import answer_text
 from gateway.errors import GatewayError, StoreError
 from gateway.logs import log
+from gateway.offload import Offload
 from gateway.standing import Noise
 from gateway.store import probes
 from gateway.store.audits import AuditStore, EventKind
@@ -40,6 +41,7 @@ class Prober:
     store: AuditStore
     session: aiohttp.ClientSession
     books: Books
+    offload: Offload
     clock: Callable[[], float] = time.time
     _told: set[str] = field(default_factory=set)
 
@@ -56,20 +58,20 @@ class Prober:
         assert task.probe and task.settings.probe is not None
         probe = probe_digest(task.probe)
         try:
-            known = await asyncio.to_thread(probes.runs, self.store, task.name, probe)
+            known = await self.offload.run(probes.runs, self.store, task.name, probe)
             # The first two runs follow each other at once: between them nothing changed.
             due = len(known) < 2 or self.clock() >= known[-1].at + task.settings.probe.every_s
-            if due and await asyncio.to_thread(self._claimed, task.name):
+            if due and await self.offload.run(self._claimed, task.name):
                 try:
                     await self._asked(task, probe)
                 finally:
-                    await asyncio.to_thread(self._released, task.name)
-                known = await asyncio.to_thread(probes.runs, self.store, task.name, probe)
+                    await self.offload.run(self._released, task.name)
+                known = await self.offload.run(probes.runs, self.store, task.name, probe)
         except (StoreError, TeacherDown, GatewayError, TimeoutError) as error:
             log("probe_failed", task=task.name, error=str(error))
             return
         if known:
-            await asyncio.to_thread(self._judge, task, known)
+            await self.offload.run(self._judge, task, known)
 
     def _claimed(self, task: str) -> bool:
         with self.store.transaction():
@@ -102,7 +104,7 @@ class Prober:
             with self.store.transaction():
                 probes.keep(self.store, task.name, probe, run)
 
-        await asyncio.to_thread(keep)
+        await self.offload.run(keep)
 
     def _judge(self, task: TaskRuntime, known: Sequence[ProbeRun]) -> None:
         """Floor and change; the events are told once for each run."""

@@ -28,6 +28,7 @@ from gateway.flow import Flow
 from gateway.ids import new_id
 from gateway.logs import log
 from gateway.metrics import Metrics
+from gateway.offload import Offload
 from gateway.passthrough import Passthrough
 from gateway.prober import Prober
 from gateway.refine import Refiner
@@ -43,6 +44,7 @@ from gateway.upstream import monotonic, open_session
 from gateway.wishes import read_wishes
 from router.encoder import Encoders
 
+STORE_THREADS = 4
 JUDGING_THREADS = 2
 """Threads for the sentence encoder, which releases the interpreter's lock while it computes."""
 
@@ -99,13 +101,14 @@ class Service:
         self.passthrough = Passthrough(session, self.tasks.default)
         audits = AuditStore.open(self._writer.path)
         stack.callback(audits.close)
-        self.auditor = Auditor(self.tasks, audits, self.metrics, books.wake_audit)
-        self._announce()
+        offload = Offload(stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "store")))
+        self.auditor = Auditor(self.tasks, audits, self.metrics, books.wake_audit, offload)
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
-        equivalence = Equivalence(session, reader, books)
-        draws = DrawWorker(self.tasks, reader, session, books, equivalence)
-        prober = Prober(self.tasks, audits, session, books)
+        self._announce()
+        equivalence = Equivalence(session, reader, books, offload)
+        draws = DrawWorker(self.tasks, reader, session, books, equivalence, offload)
+        prober = Prober(self.tasks, audits, session, books, offload)
         for worker in (draws, self.auditor, prober):
             stack.push_async_callback(_stopped, asyncio.create_task(_logged(worker)))
         if self.config.admin is not None:
