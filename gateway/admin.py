@@ -86,7 +86,7 @@ class Admin:
         now = time.time()
         store = self.auditor.store
         if order.open:
-            audit, claim = audit_of(task), claim_of(task)
+            audit, claim = audit_of(task.settings.risk), claim_of(task)
             await self._stored(lambda: open_gate(store, audit, claim, order.note, "operator", now))
         else:
             await self._stored(lambda: close_gate(store, task.name, order.note, "operator", now))

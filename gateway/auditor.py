@@ -14,6 +14,7 @@ from gateway.errors import StoreError
 from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.offload import Offload
+from gateway.settings import Risk
 from gateway.standing import Standing
 from gateway.store.audits import ANY_VERSION, AuditStore, Claim, Epoch, EventKind, GateRow, LabelRow
 from gateway.store.records import DrawState
@@ -80,7 +81,7 @@ class Auditor:
         Raises:
             StoreError: nothing was applied.
         """
-        audit, claim, now = audit_of(task), claim_of(task), self.clock()
+        audit, claim, now = audit_of(task.settings.risk), claim_of(task), self.clock()
         with self.store.transaction():
             epoch = self.store.epoch(claim)
             if epoch is None:
@@ -94,9 +95,7 @@ class Auditor:
             epoch = self._compared(task, epoch, now)
             if epoch != before:
                 self.store.save(epoch, now)
-            gate = self.store.gate(task.name, claim.router)
-            pace = self.store.pace(claim, max(epoch.opened_at, now - PACE_S), now)
-        return _standing(task, audit, epoch, gate, pace)
+            return standing_of(self.store, audit, epoch, task.settings.risk, now)
 
     def _noted(self, epoch: Epoch, before: Epoch, now: float) -> Epoch:
         """Events of a changed status; refuted closes the gate in the same transaction."""
@@ -143,9 +142,8 @@ class Auditor:
             metrics.drift.labels(name).set(standing.drift)
 
 
-def audit_of(task: TaskRuntime) -> Audit:
-    """The audit of a task's risk budget."""
-    risk = task.settings.risk
+def audit_of(risk: Risk) -> Audit:
+    """The audit of a risk budget."""
     return Audit(risk.alpha, risk.delta, risk.false_alarm_labels)
 
 
@@ -218,11 +216,11 @@ def _fed(
     return replace(epoch, cursor=cursor, state=audit.feed(epoch.state, labels)), whole
 
 
-def _standing(
-    task: TaskRuntime, audit: Audit, epoch: Epoch, gate: GateRow | None, per_s: float
-) -> Standing:
-    state, bounds = epoch.state, audit.bounds(epoch.state)
+def standing_of(store: AuditStore, audit: Audit, epoch: Epoch, risk: Risk, now: float) -> Standing:
+    """How the version of an epoch stands, by what is in the store."""
+    state, bounds, claim = epoch.state, audit.bounds(epoch.state), epoch.claim
     missing = audit.labels_missing(state)
+    per_s = store.pace(claim, max(epoch.opened_at, now - PACE_S), now)
     return Standing(
         state.number,
         epoch.status,
@@ -236,16 +234,16 @@ def _standing(
         missing / per_s if missing is not None and per_s > 0 else None,
         epoch.opened_at,
         state.refuted,
-        _closed(task, epoch, gate),
+        _closed(risk, epoch, store.gate(claim.task, claim.router)),
         epoch.drift,
         epoch.drifting,
     )
 
 
-def _closed(task: TaskRuntime, epoch: Epoch, gate: GateRow | None) -> str | None:
+def _closed(risk: Risk, epoch: Epoch, gate: GateRow | None) -> str | None:
     if gate is not None and gate.closed:
         return gate.reason if gate.by == "audit" else f"closed by {gate.by}: {gate.reason}"
-    if task.settings.risk.on_unproven == "close" and epoch.status is AuditStatus.UNPROVEN:
+    if risk.on_unproven == "close" and epoch.status is AuditStatus.UNPROVEN:
         return "the audit has not confirmed this version yet"
     return None
 

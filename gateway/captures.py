@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -131,6 +131,14 @@ def _is_whole(answer: Any) -> bool:
     return bool(choices) and all(c.get("finish_reason") in _WHOLE for c in choices)
 
 
+def prefix_tokens(prefix: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored prefix's tokens as rows hold them."""
+    return {
+        "tokens": [{"token": token, "logprob": logprob} for token, logprob, _ in prefix["tokens"]],
+        "top_logprobs": [top for _, _, top in prefix["tokens"]],
+    }
+
+
 def student_json_of(answer: Any, exchange: Exchange) -> dict[str, Any]:
     """A student's answer as rows hold it. The gated prefix of an answer that the student served
     has all its alternatives; the answer itself only those that the client asked for."""
@@ -142,8 +150,7 @@ def student_json_of(answer: Any, exchange: Exchange) -> dict[str, Any]:
         "finish_reason": choice.get("finish_reason") or "stop",
     }
     if prefix is not None and prefix["finished"]:
-        row["tokens"] = [{"token": t[0], "logprob": t[1]} for t in prefix["tokens"]]
-        row["top_logprobs"] = [t[2] for t in prefix["tokens"]]
+        row |= prefix_tokens(prefix)
     elif content:
         row["tokens"] = [{"token": t["token"], "logprob": t["logprob"]} for t in content]
         row["top_logprobs"] = [[a["logprob"] for a in t["top_logprobs"]] for t in content]

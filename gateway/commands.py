@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from gateway.config_file import environment, load_config, named_secrets, read_secrets, store_path
+from gateway.config_file import (
+    environment,
+    find_task,
+    load_config,
+    named_secrets,
+    read_secrets,
+    store_path,
+)
 from gateway.errors import ConfigError, StoreError
 from gateway.settings import Config
 
@@ -106,9 +113,7 @@ def replay(
 
     loaded = _loaded(config)
     try:
-        settings = next((t for t in loaded.tasks if task in (None, t.name)), None)
-        if settings is None:
-            raise ConfigError([f"there is no task {task!r}"])
+        settings = find_task(loaded, task)
         folder = artefact or (settings.router.artefact if settings.router else None)
         if folder is None:
             raise ConfigError([f"task {settings.name!r} has no router; name an --artefact"])

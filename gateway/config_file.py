@@ -100,6 +100,19 @@ def _anchored_task(task: Task, folder: Path) -> Task:
     return task.model_copy(update=changed)
 
 
+def find_task(config: Config, name: str | None, judged: bool = False) -> Task:
+    """The named task, or the first (that has a router, if ``judged``).
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for task in config.tasks:
+        if name in (None, task.name) and (task.router is not None or not judged):
+            return task
+    wanted = f"task {name!r}" if name else "task"
+    raise ConfigError([f"there is no {wanted}" + (" with a router" if judged else "")])
+
+
 def store_path(config: Config) -> Path:
     """The SQLite file that ``store`` names."""
     return Path(config.store.removeprefix("sqlite:///"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -164,10 +165,5 @@ class DrawWorker:
 
 
 def _settled(judge: Judge, request: ChatRequest, prefix: Prefix) -> float | None:
-    pre = judge.prejudge(request.messages)
-    if pre.undecided:
-        pre = judge.refine(pre)
-    if pre.out or not pre.known_template:
-        return None
-    refined, score = judge.settle(pre, prefix)
-    return None if refined.out else score
+    _, score = judge.resolve(judge.prejudge(request.messages), prefix)
+    return score if math.isfinite(score) else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.config_file import store_path
+from gateway.config_file import find_task, store_path
 from gateway.eligibility import unsupported
 from gateway.errors import ConfigError, StoreError
 from gateway.gate import Gate
@@ -43,7 +43,7 @@ def explain(
         ConfigError: no such task, or it has no judge.
         RouterError: the artefact cannot be used.
     """
-    settings = _task(config, task)
+    settings = find_task(config, task)
     if settings.router is None:
         raise ConfigError([f"task {settings.name!r} has no router"])
     judge = Judge.load(settings.router.artefact, load_encoders(config.cache))
@@ -59,13 +59,6 @@ def explain(
     if ask and settings.student is not None and reason in {None, Reason.GATE_CLOSED}:
         gate, note = asyncio.run(_student(case))
     return _result(case, reason, gate, note)
-
-
-def _task(config: Config, name: str | None) -> Task:
-    for task in config.tasks:
-        if name in (None, task.name):
-            return task
-    raise ConfigError([f"there is no task {name!r}"])
 
 
 def _reason_before(case: _Case, system: str | None, config: Config) -> Reason | None:

@@ -14,13 +14,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from gateway.auditor import close_gate, open_gate
-from gateway.config_file import load_config, store_path
+from gateway.auditor import audit_of, close_gate, open_gate, standing_of
+from gateway.config_file import find_task, load_config, store_path
 from gateway.errors import ConfigError, StoreError
-from gateway.settings import Config, Task
+from gateway.settings import Risk
 from gateway.store.audits import AuditStore, Claim
 from router.artefact import load_artefact
-from router.audit import Audit
 from router.errors import RouterError
 
 app = typer.Typer(no_args_is_help=True, help="Show, open and close the gates of tasks.")
@@ -32,7 +31,7 @@ Note = Annotated[str, typer.Option(help="Why; kept with the event.")]
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    audit: Audit
+    risk: Risk
     claim: Claim
     store: AuditStore
 
@@ -53,7 +52,8 @@ def show(
 def open_(config: ConfigFile, note: Note, task: TaskName = None) -> None:
     """Open a gate on an operator's word; where the audit had refuted, it begins anew."""
     with _case(config, task) as case:
-        open_gate(case.store, case.audit, case.claim, note, getpass.getuser(), time.time())
+        audit = audit_of(case.risk)
+        open_gate(case.store, audit, case.claim, note, getpass.getuser(), time.time())
         typer.echo(f"{case.claim.task}: open for {case.claim.router}")
 
 
@@ -69,7 +69,7 @@ def close(config: ConfigFile, note: Note, task: TaskName = None) -> None:
 def _case(path: Path, name: str | None) -> Iterator[_Case]:
     try:
         config = load_config(path)
-        settings = _task(config, name)
+        settings = find_task(config, name, judged=True)
         assert settings.router is not None
         risk = settings.risk
         version = load_artefact(settings.router.artefact).version
@@ -77,46 +77,27 @@ def _case(path: Path, name: str | None) -> Iterator[_Case]:
             _fail(f"{store_path(config)}: no such store; has the gateway run with this file?")
         with contextlib.closing(AuditStore.open(store_path(config))) as store:
             claim = Claim(settings.name, version, risk.alpha, risk.delta)
-            audit = Audit(risk.alpha, risk.delta, risk.false_alarm_labels)
-            yield _Case(audit, claim, store)
+            yield _Case(risk, claim, store)
     except (ConfigError, RouterError, StoreError) as error:
         _fail(f"{path}: {error}")
 
 
-def _task(config: Config, name: str | None) -> Task:
-    for task in config.tasks:
-        if name in (None, task.name) and task.router is not None:
-            return task
-    raise ConfigError([f"there is no task {name!r} with a router" if name else "no task is judged"])
-
-
 def _shown(case: _Case) -> dict[str, Any]:
-    claim, store, audit = case.claim, case.store, case.audit
+    claim, store = case.claim, case.store
     epoch, gate = store.epoch(claim), store.gate(claim.task, claim.router)
-    found: dict[str, Any] = {
+    standing = epoch and standing_of(store, audit_of(case.risk), epoch, case.risk, time.time())
+    shut = standing.closed is not None if standing else gate is not None and gate.closed
+    return {
         "task": claim.task,
         "router": claim.router,
         "alpha": claim.alpha,
-        "gate": "closed" if gate is not None and gate.closed else "open",
+        "gate": "closed" if shut else "open",
         "gate_reason": None if gate is None else f"{gate.by}: {gate.reason}",
-        "audit": None,
+        "audit": standing.to_json() if standing else None,
         "events": [
             {"at": e.at, "kind": e.kind.value, **e.detail} for e in store.events(claim.task, 10)
         ],
     }
-    if epoch is not None:
-        bounds = audit.bounds(epoch.state)
-        found["audit"] = {
-            "status": audit.status(epoch.state).value,
-            "number": epoch.state.number,
-            "labels": epoch.state.labels,
-            "errors": epoch.state.errors,
-            "risk_lower_bound": bounds.lower,
-            "risk_upper_bound": bounds.upper,
-            "labels_missing": audit.labels_missing(epoch.state),
-            "labels_missing_without_error": audit.labels_missing(epoch.state, 0.0),
-        }
-    return found
 
 
 def _readable(found: dict[str, Any]) -> str:

@@ -43,8 +43,8 @@ class Judge(Protocol):
         """P(disagree) of a student answer, or that the prompt needs refining first."""
         ...
 
-    def settle(self, pre: Prejudgement, prefix: Prefix) -> tuple[Prejudgement, float]:
-        """The score, refined where it needs to be; infinite where the prompt proves to be out."""
+    def resolve(self, pre: Prejudgement, prefix: Prefix | None) -> tuple[Prejudgement, float]:
+        """The final score in one go; infinite where the request is the teacher's in any case."""
         ...
 
 

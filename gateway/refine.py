@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from gateway.books import Books
 from gateway.judging import Judge
+from gateway.offload import Offload
 from gateway.turn import Turn
 from router.judge import Prejudgement
 
@@ -17,20 +16,17 @@ from router.judge import Prejudgement
 class Refiner:
     """Runs what takes a millisecond or more in threads of its own."""
 
-    pool: Executor
+    offload: Offload
     books: Books
 
     async def prejudge(self, turn: Turn, judge: Judge) -> Prejudgement:
         """The static tier on a long prompt."""
-        loop = asyncio.get_running_loop()
         request = turn.request
-        return await loop.run_in_executor(
-            self.pool, judge.prejudge, request.messages, request.body.get("tools")
-        )
+        return await self.offload.run(judge.prejudge, request.messages, request.body.get("tools"))
 
     async def refine(self, turn: Turn, judge: Judge, pre: Prejudgement) -> Prejudgement:
         """Ask the sentence encoder."""
         started = time.perf_counter()
-        refined = await asyncio.get_running_loop().run_in_executor(self.pool, judge.refine, pre)
+        refined = await self.offload.run(judge.refine, pre)
         self.books.spent(turn, "refine", started)
         return refined

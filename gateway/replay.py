@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-from scipy.stats import beta
 
-from gateway.captures import student_json_of
+from gateway.captures import prefix_tokens, student_json_of
 from gateway.equivalence import answer_text
 from gateway.schema import parse_chat
 from gateway.settings import Task
 from gateway.store.records import DrawState, Exchange
 from gateway.teacher import teacher_cost_usd
+from router.binomial import upper_bound
 from router.certify import Budget, Calibration, Certificate, certify, risk_p_value, threshold_grid
 from router.comparator import comparator
 from router.confidence import Prefix
+from router.data import kept_at_one_rate
 from router.judge import Judge
 from router.rows import StudentAnswer, student_from_json, usable
 
@@ -51,7 +52,6 @@ class Case:
     part: str
     teacher_usd: float
     spent_usd: float
-    served_by_student: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,6 @@ def _case(
         _part(exchange, answers, slice_by),
         teacher_cost_usd(task.teacher, *tokens),
         sum(a.cost_usd for a in exchange.attempts),
-        exchange.served_by == "student",
     )
 
 
@@ -138,30 +137,20 @@ def _student(exchange: Exchange, answer: Mapping[str, Any] | None) -> StudentAns
     if exchange.prefix is None:
         return None
     whole = student_from_json(
-        {
-            "text": exchange.prefix["text"],
-            "tokens": [{"token": t[0], "logprob": t[1]} for t in exchange.prefix["tokens"]],
-            "top_logprobs": [t[2] for t in exchange.prefix["tokens"]],
-        },
-        exchange.id,
+        {"text": exchange.prefix["text"], **prefix_tokens(exchange.prefix)}, exchange.id
     )
     return Prefix(whole.tokens, whole.text, bool(exchange.prefix["finished"]))
 
 
 def _score(exchange: Exchange, judge: Judge, student: StudentAnswer | Prefix | None) -> float:
-    messages = parse_chat(orjson.dumps(exchange.request)).messages
-    pre = judge.prejudge(messages)
-    if pre.undecided:
-        pre = judge.refine(pre)
-    if pre.out or not pre.known_template:
-        return math.inf
-    if student is None:
-        return math.nan
+    pre = judge.prejudge(parse_chat(orjson.dumps(exchange.request)).messages)
     if isinstance(student, StudentAnswer):
-        if not usable(student):
-            return math.inf
-        student = Prefix.of(student, judge.gate_tokens)
-    return judge.settle(pre, student)[1]
+        student = Prefix.of(student, judge.gate_tokens) if usable(student) else None
+    elif student is None:
+        if pre.undecided:
+            pre = judge.refine(pre)
+        return math.inf if pre.out or not pre.known_template else math.nan
+    return judge.resolve(pre, student)[1]
 
 
 def _part(exchange: Exchange, answers: Mapping[str, Any], slice_by: str) -> str:
@@ -210,7 +199,7 @@ def _risk(draws: Sequence[Case], tau: float, wish: Wish) -> dict[str, Any]:
     lost = sum(_weight(c) for c in served if c.disagrees)
     even = _thinned(served)
     n, k = len(even), sum(bool(c.disagrees) for c in even)
-    upper = 1.0 if k == n else float(beta.ppf(1 - wish.delta, k + 1, n - k))
+    upper = upper_bound(k, n, wish.delta)
     return {
         "served_draws": len(served),
         "errors": sum(bool(c.disagrees) for c in served),
@@ -254,12 +243,12 @@ def _curve(draws: Sequence[Case], wish: Wish) -> list[dict[str, Any]]:
     finite = np.sort([c.score for c in draws if math.isfinite(c.score)])
     if not len(finite):
         return []
+    whole = sum(_weight(c) for c in draws)
     steps = np.unique(np.linspace(0, len(finite) - 1, CURVE_POINTS).astype(int))
     points = []
     for tau in np.unique(np.nextafter(finite[steps], np.inf)):
         risk = _risk(draws, float(tau), wish)
         covered = sum(_weight(c) for c in draws if c.score < tau)
-        whole = sum(_weight(c) for c in draws)
         points.append({"threshold": float(tau), "coverage": round(covered / whole, 4), **risk})
     return points
 
@@ -269,9 +258,8 @@ def _weight(case: Case) -> float:
 
 
 def _thinned(draws: Sequence[Case]) -> list[Case]:
-    """Draws at the lowest probability that occurs: others are kept with its share of theirs."""
+    """Draws at the lowest probability that occurs."""
     if not draws:
         return []
-    lowest = min(c.p for c in draws if c.p)
-    keep = np.random.default_rng(0).random(len(draws))
-    return [c for c, u in zip(draws, keep, strict=True) if c.p and u * c.p <= lowest]
+    keep = kept_at_one_rate(np.array([_weight(c) for c in draws]), 0)
+    return [c for c, kept in zip(draws, keep, strict=True) if kept]

@@ -89,8 +89,8 @@ class Service:
         stack.callback(reader.close)
         session = await stack.enter_async_context(open_session())
         books = Books(capture, self.metrics, asyncio.Event(), asyncio.Event())
-        pool = stack.enter_context(ThreadPoolExecutor(JUDGING_THREADS, "judge"))
-        refiner = Refiner(pool, books)
+        judging = Offload(stack.enter_context(ThreadPoolExecutor(JUDGING_THREADS, "judge")))
+        refiner = Refiner(judging, books)
         self.flow = Flow(
             StudentSide(session, books, refiner),
             TeacherSide(session, books, self._rng),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import beta
-
+from router.binomial import upper_bound
 from router.comparator import Embedder, Name, comparator
 from router.errors import FitError
 from router.rows import Row
@@ -29,9 +28,7 @@ class ErrorRate:
     @property
     def upper(self) -> float:
         """One-sided 95 % upper bound."""
-        if self.errors == self.rows:
-            return 1.0
-        return float(beta.ppf(0.95, self.errors + 1, self.rows - self.errors))
+        return upper_bound(self.errors, self.rows, 0.05)
 
 
 def row_comparator(name: Name, embedder: Embedder | None) -> RowComparator:

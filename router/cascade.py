@@ -9,10 +9,12 @@ cascade's verdicts may differ from the second tier's on so few that with 95 % co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta
+
+from router.binomial import upper_bound
 
 FLIPS = 0.005
 CONFIDENCE = 0.95
@@ -23,6 +25,8 @@ them to the teacher at once."""
 NEVER = 2.0
 """Above every probability."""
 
+Value = Any
+"""A number or an array of them; what is asked of it comes back in kind."""
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -41,6 +45,14 @@ class Bands:
     low: float
     high: float
 
+    def asks(self, first_out: Value) -> Value:
+        """Whether the second tier is asked before the student."""
+        return (first_out >= self.ask_from) & (first_out < self.out_from)
+
+    def doubts(self, first_score: Value) -> Value:
+        """Whether the second tier's P(disagree) is the score."""
+        return (first_score >= self.low) & (first_score < self.high)
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -55,11 +67,16 @@ class Trial:
     second_out: Bools
     second_score: Floats
 
+    @property
+    def alone(self) -> Floats:
+        """The score of the second tier without a cascade."""
+        return np.where(self.second_out, np.inf, self.second_score)
+
 
 def allowed_flips(rows: int) -> int:
     """How many rows of a sample may flip for the claim to hold; -1 when it never can."""
     flips = -1
-    while flips + 1 < rows and beta.ppf(CONFIDENCE, flips + 2, rows - flips - 1) <= FLIPS:
+    while flips + 1 < rows and upper_bound(flips + 1, rows, 1 - CONFIDENCE) <= FLIPS:
         flips += 1
     return flips
 
@@ -80,19 +97,15 @@ def fit_bands(trial: Trial, strict: float, loose: float) -> Bands | None:
 
 def cascade_score(trial: Trial, bands: Bands) -> Floats:
     """The score of the whole cascade: infinite where it sends the row to the teacher unasked."""
-    inside = (trial.first_score >= bands.low) & (trial.first_score < bands.high)
-    second = np.where(trial.second_out, np.inf, trial.second_score)
-    score = np.where(inside, second, trial.first_score)
-    asked = (trial.first_out >= bands.ask_from) & (trial.first_out < bands.out_from)
-    score = np.where(asked, second, score)
+    inside = bands.doubts(trial.first_score) | bands.asks(trial.first_out)
+    score = np.where(inside, trial.alone, trial.first_score)
     return np.where(trial.first_out >= bands.out_from, np.inf, score)
 
 
 def share_asked(trial: Trial, bands: Bands) -> float:
     """Share of rows that need the second tier, before or after the student."""
-    before = (trial.first_out >= bands.ask_from) & (trial.first_out < bands.out_from)
-    inside = (trial.first_score >= bands.low) & (trial.first_score < bands.high)
-    return float((before | (inside & (trial.first_out < bands.out_from))).mean())
+    after = bands.doubts(trial.first_score) & (trial.first_out < bands.out_from)
+    return float((bands.asks(trial.first_out) | after).mean())
 
 
 def _banded(trial: Trial, taus: tuple[float, float], low_flips: int, high_flips: int) -> Bands:

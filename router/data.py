@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from router.errors import FitError
 from router.rows import Row
@@ -34,11 +35,16 @@ def thinned(rows: Sequence[Row], seed: int) -> list[Row]:
 
     The exact binomial holds for equal-probability rows only.
     """
-    top = max(row.weight for row in rows)
-    if all(row.weight == top for row in rows):
-        return list(rows)
-    keep = np.random.default_rng(seed).random(len(rows))
-    return [row for row, u in zip(rows, keep, strict=True) if u < row.weight / top]
+    keep = kept_at_one_rate(np.array([row.weight for row in rows]), seed)
+    return [row for row, kept in zip(rows, keep, strict=True) if kept]
+
+
+def kept_at_one_rate(weights: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.bool_]:
+    """Which rows of inverse draw probabilities ``weights``, shape (n,), to keep so that all that
+    stay were drawn at the lowest probability."""
+    chance = np.random.default_rng(seed).random(len(weights))
+    kept: npt.NDArray[np.bool_] = chance < weights / weights.max()
+    return kept
 
 
 def answered(data: Data) -> bool:

@@ -55,7 +55,7 @@ is out, unread: padding would push what matters past the encoders' windows."""
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """One split as a tier sees it. ``blocked``: no answer that could be served."""
+    """One split as a tier sees it."""
 
     looks: Sequence[Look]
     scores: Floats
@@ -92,12 +92,20 @@ class _Fitter:
         self._slots = compiled_slots(settings.slots)
         self._templates = sorted({self._fingerprint(row) for row in data.train})
         self._labels = closed_labels(data.train)
+        self._answers = set(self._labels or ())
+        self._max_chars = max(
+            MIN_MAX_CHARS, round(LONGER * max(len(row.text) for row in data.train))
+        )
+        # The rows that the certificate is taken on.
+        self._calibration: Sequence[Row] = (
+            thinned(data.calibrate, settings.seed) if settings.weights == "thin" else data.calibrate
+        )
 
     def run(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         texts = [row.text for row in self._data.train]
         self._say(f"embedding {len(texts)} training prompts")
         sentence = self._encoders.sentence.encode(texts)
-        classes = f" over {len(set(self._labels))} answers" if self._labels else ""
+        classes = f" over {len(self._answers)} answers" if self._labels else ""
         self._say(f"fitting distance{classes}")
         second = self._tier(self._encoders.sentence, sentence)
         prompts = {"prompts": sentence_part(sentence).astype(np.float16)}
@@ -106,9 +114,8 @@ class _Fitter:
         first = self._tier(self._encoders.static, self._encoders.static.encode(texts))
         self._say("combining distance and the student's confidence")
         rule = self._rule(first, second)
-        calibration = self._calibration()
-        self._say(f"certifying on {len(calibration)} rows")
-        certified = self._certified(rule, calibration)
+        self._say(f"certifying on {len(self._calibration)} rows")
+        certified = self._certified(rule, self._calibration)
         tensors = prompts | rule.second.tensors("second")
         if rule.bands is not None:
             tensors |= rule.first.tensors("first")
@@ -132,16 +139,23 @@ class _Fitter:
         rows = self._data.combine
         length = LengthScale.fitted([self._prefix(row) for row in rows])
         disagrees, blocked = self._disagrees(rows), self._blocked(rows)
-        tiers = [self._combined(tier, rows, disagrees, length) for tier in (first, second)]
-        looks = [self._seen(tier, rows, length, blocked) for tier in tiers]
-        taus = self._expected(looks[1].scores, disagrees)
+        texts = [row.text for row in rows]
+        looks = [tier.look_all(texts) for tier in (first, second)]
+        tiers = [
+            self._combined(tier, seen, rows, disagrees, length)
+            for tier, seen in zip((first, second), looks, strict=True)
+        ]
+        splits = [
+            self._scored(tier, seen, rows, length, blocked)
+            for tier, seen in zip(tiers, looks, strict=True)
+        ]
+        taus = self._expected(splits[1].scores, disagrees)
         # Without a threshold to expect, every row where the student agreed could be served.
-        served = ~disagrees if taus is None else looks[1].scores < taus[1]
-        cut = _ood_cut(looks[1].out, served)
-        trial = _trial(looks[0], looks[1], cut)
+        served = ~disagrees if taus is None else splits[1].scores < taus[1]
+        cut = _ood_cut(splits[1].out, served)
+        trial = _trial(splits[0], splits[1], cut)
         bands = fit_bands(trial, *taus) if self._settings.cascade and taus is not None else None
-        alone = np.where(trial.second_out, np.inf, trial.second_score)
-        final = alone if bands is None else cascade_score(trial, bands)
+        final = trial.alone if bands is None else cascade_score(trial, bands)
         grid = threshold_grid(final, self._budget(), self._equivalent_rows())
         if bands is None:
             self._say(f"no static tier: {len(rows)} combine rows do not show that it is safe")
@@ -152,12 +166,16 @@ class _Fitter:
         return Rule(tiers[0], tiers[1], length, cut, bands, grid)
 
     def _combined(
-        self, tier: Tier, rows: Sequence[Row], disagrees: Bools, length: LengthScale
+        self,
+        tier: Tier,
+        looks: Sequence[Look],
+        rows: Sequence[Row],
+        disagrees: Bools,
+        length: LengthScale,
     ) -> Tier:
         """The tier with its combination; without where the student never, or always, agrees."""
         if disagrees.all() or not disagrees.any():
             return tier
-        looks = tier.look_all([row.text for row in rows])
         features = np.array(
             [tier.all_features(look, self._prefix(row), length)
              for look, row in zip(looks, rows, strict=True)]
@@ -171,9 +189,9 @@ class _Fitter:
         the calibrate rows were like these, and the one of nine tenths of its coverage. Wider asks
         the second tier more often (0.8 to 1.1: 55 % of the demo's rows instead of 31 %)."""
         finite = np.sort(scores[np.isfinite(scores)])
-        more = len(self._calibration()) / len(scores)
+        more = len(self._calibration) / len(scores)
         budget, best = self._budget(), 0
-        for tau in threshold_grid(scores, budget, len(self._calibration())):
+        for tau in threshold_grid(scores, budget, len(self._calibration)):
             n = int((scores < tau).sum())
             k = int((disagrees & (scores < tau)).sum())
             if risk_p_value(round(n * more), round(k * more), budget.alpha) <= budget.delta:
@@ -186,17 +204,21 @@ class _Fitter:
     def _certified(self, rule: Rule, rows: Sequence[Row]) -> Certified:
         """The threshold on calibrate rows, and their P(out) to compare later traffic with."""
         blocked = self._blocked(rows)
-        second = self._seen(rule.second, rows, rule.length, blocked)
+        texts = [row.text for row in rows]
+
+        def seen(tier: Tier) -> _Split:
+            return self._scored(tier, tier.look_all(texts), rows, rule.length, blocked)
+
+        second = seen(rule.second)
         out = second.out
         alone = scores = np.where(_stopped(out, rule.cut), np.inf, second.scores)
         asked = None
         if rule.bands is not None:
-            first = self._seen(rule.first, rows, rule.length, blocked)
+            first = seen(rule.first)
             trial = _trial(first, second, rule.cut)
             scores = cascade_score(trial, rule.bands)
             asked = share_asked(trial, rule.bands)
-            before = (first.out >= rule.bands.ask_from) & (first.out < rule.bands.out_from)
-            out = np.where(before, second.out, first.out)
+            out = np.where(rule.bands.asks(first.out), second.out, first.out)
         weights = np.array([row.weight for row in rows])
         equal = bool((weights == weights[0]).all()) if len(weights) else True
         calibration = Calibration(
@@ -217,8 +239,15 @@ class _Fitter:
         cascade = None if asked is None else {"asked": asked, "flips": flips}
         return Certified(certificate, Reference.fitted(out), cascade)
 
-    def _seen(self, tier: Tier, rows: Sequence[Row], length: LengthScale, blocked: Bools) -> _Split:
-        looks = tier.look_all([row.text for row in rows])
+    def _scored(
+        self,
+        tier: Tier,
+        looks: Sequence[Look],
+        rows: Sequence[Row],
+        length: LengthScale,
+        blocked: Bools,
+    ) -> _Split:
+        """P(disagree) of rows; infinite where ``blocked``: no answer that could be served."""
         scores = [
             np.inf if stop else tier.p_disagree(look, self._prefix(row), length)
             for row, look, stop in zip(rows, looks, blocked, strict=True)
@@ -227,12 +256,12 @@ class _Fitter:
 
     def _blocked(self, rows: Sequence[Row]) -> Bools:
         """Rows that are never served, whatever their score."""
-        known, longest = set(self._templates), self._max_chars()
+        known = set(self._templates)
         return np.array(
             [
                 self._fingerprint(row) not in known
                 or not usable(row.student)
-                or len(row.text) > longest
+                or len(row.text) > self._max_chars
                 for row in rows
             ]
         )
@@ -247,21 +276,14 @@ class _Fitter:
     def _fingerprint(self, row: Row) -> str:
         return fingerprint(row.messages, slots=self._slots)
 
-    def _max_chars(self) -> int:
-        return max(MIN_MAX_CHARS, round(LONGER * max(len(row.text) for row in self._data.train)))
-
     def _budget(self) -> Budget:
         s = self._settings
         return Budget.promised(s.alpha, s.delta, s.comparator, s.promotion)
 
-    def _calibration(self) -> Sequence[Row]:
-        rows = self._data.calibrate
-        return thinned(rows, self._settings.seed) if self._settings.weights == "thin" else rows
-
     def _equivalent_rows(self) -> int:
         """Calibrate rows as the grid's start counts them: a betting test sees a row of weight w as
         a w / largest part of one."""
-        weights = np.array([row.weight for row in self._calibration()])
+        weights = np.array([row.weight for row in self._calibration])
         if self._settings.weights == "thin" or (weights == weights.max()).all():
             return len(weights)
         return int(weights.sum() / weights.max())
@@ -269,7 +291,7 @@ class _Fitter:
     def _slice(self, row: Row) -> str:
         if row.slice is not None:
             return row.slice
-        inside = not self._labels or row.completion in set(self._labels)
+        inside = not self._answers or row.completion in self._answers
         return "in_domain" if inside else "out_of_domain"
 
     def _manifest(self, certified: Certified, rule: Rule) -> dict[str, Any]:
@@ -277,7 +299,7 @@ class _Fitter:
             self._settings,
             self._encoders,
             self._templates,
-            self._max_chars(),
+            self._max_chars,
             self._data,
             self._slice,
         )

@@ -169,7 +169,7 @@ class Judge:
             return self.refine(Prejudgement(text, template, known, 1.0, True))
         look = self.first.look(text)
         out = look.p_out >= self.bands.out_from
-        undecided = not out and look.p_out >= self.bands.ask_from
+        undecided = self.bands.asks(look.p_out)
         return Prejudgement(text, template, known, look.p_out, out, undecided, first=look)
 
     def refine(self, pre: Prejudgement) -> Prejudgement:
@@ -187,7 +187,7 @@ class Judge:
         if pre.first is None or self.first is None or self.bands is None:
             return Score(1.0, True)
         value = self.first.p_disagree(pre.first, prefix, self._length)
-        return Score(value, not self.bands.low <= value < self.bands.high)
+        return Score(value, not self.bands.doubts(value))
 
     def settle(self, pre: Prejudgement, prefix: Prefix) -> tuple[Prejudgement, float]:
         """``score``, refining where that is needed. A prompt that only the sentence encoder finds
@@ -200,13 +200,19 @@ class Judge:
 
     def decide(self, text: str, template: str, answer: StudentAnswer | None) -> Decision:
         """The whole rule, offline: exactly what serving does."""
-        pre = self.prejudge_text(text, template)
+        prefix = Prefix.of(answer, self.gate_tokens) if answer and usable(answer) else None
+        pre, score = self.resolve(self.prejudge_text(text, template), prefix)
+        return Decision(pre, score, 2 if pre.second is not None else 1)
+
+    def resolve(self, pre: Prejudgement, prefix: Prefix | None) -> tuple[Prejudgement, float]:
+        """Everything that serving does with a prejudged prompt and the student's prefix, in one
+        go; infinite where an earlier rule sends the request to the teacher, or nothing could be
+        served."""
         if pre.undecided:
             pre = self.refine(pre)
-        score = float("inf")
-        if answer is not None and usable(answer) and pre.known_template and not pre.out:
-            pre, score = self.settle(pre, Prefix.of(answer, self.gate_tokens))
-        return Decision(pre, score, 2 if pre.second is not None else 1)
+        if prefix is None or pre.out or not pre.known_template:
+            return pre, float("inf")
+        return self.settle(pre, prefix)
 
     def known(self, messages: Sequence[Message]) -> str:
         """The template of messages, as ``decide`` wants it."""

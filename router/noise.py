@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from scipy.stats import beta, fisher_exact
+from scipy.stats import fisher_exact
+
+from router.binomial import lower_bound
 
 MIN_PROMPTS = 100
 SIGNIFICANT = 1e-3
@@ -41,10 +43,7 @@ class Comparison:
     @property
     def lower(self) -> float:
         """One-sided 95 % lower bound (Clopper & Pearson)."""
-        if not self.disagreements:
-            return 0.0
-        rest = self.prompts - self.disagreements + 1
-        return float(beta.ppf(0.05, self.disagreements, rest))
+        return lower_bound(self.disagreements, self.prompts, 0.05)
 
 
 def change_p_value(floor: Comparison, today: Comparison) -> float:

@@ -26,7 +26,7 @@ class FakeJudge:
 
 
 def case(score: float, disagrees: bool | None, p: float | None = 1.0, part: str = "a") -> Case:
-    return Case(score, disagrees, p, part, 0.01, 0.01, False)
+    return Case(score, disagrees, p, part, 0.01, 0.01)
 
 
 def made(cases: list[Case], **wish: Any) -> dict[str, Any]:
