@@ -20,10 +20,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from gateway.api.request import Api
 from gateway.errors import GatewayError
 from gateway.ids import new_id
 from gateway.logs import log
-from gateway.service import Service
+from gateway.service import EMBEDDINGS, Service
 from gateway.turn import Reply, Turn
 from gateway.upstream import UpstreamError
 
@@ -46,10 +47,8 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(Exception, _unexpected)
 
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        turn = await service.begin(request)
-        return _Watched(functools.partial(_chat, service, turn))
+    for api in Api:
+        app.add_api_route(f"/v1{api.path}", _judged(service, api), methods=["POST"])
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -63,7 +62,7 @@ def create_app(service: Service) -> FastAPI:
         answer = await service.begin_forward(request)
         return _Watched(functools.partial(_forward, answer))
 
-    for path in service.config.passthrough_paths:
+    for path in (EMBEDDINGS, *service.config.passthrough_paths):
         app.add_api_route(path, forward, methods=["POST"])
 
     if service.config.admin is not None:
@@ -83,6 +82,14 @@ def create_app(service: Service) -> FastAPI:
         return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")
 
     return app
+
+
+def _judged(service: Service, api: Api) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        turn = await service.begin(request, api)
+        return _Watched(functools.partial(_answer, service, turn))
+
+    return endpoint
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
@@ -127,7 +134,7 @@ class _Watched(Response):
             await asyncio.gather(work, gone, return_exceptions=True)
 
 
-async def _chat(service: Service, turn: Turn, send: Send) -> None:
+async def _answer(service: Service, turn: Turn, send: Send) -> None:
     try:
         reply = await service.flow.answer(turn)
     except GatewayError as error:

@@ -5,23 +5,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from gateway.capture import Capture
-from gateway.chunks import Assembler, Relay
 from gateway.errors import GatewayError
 from gateway.logs import log
 from gateway.metrics import Metrics
-from gateway.sse import DONE, encode
 from gateway.store.records import Attempt, Status
-from gateway.teacher import teacher_cost_usd
+from gateway.streams.shape import AnswerStream
 from gateway.turn import Reply, Turn
-from gateway.upstream import UpstreamResponse, monotonic
-from gateway.verdict import ServedBy
+from gateway.upstream import monotonic
+from gateway.verdict import Reason, ServedBy
 
 NOT_CAPTURED = b": understudy-captured no\n\n"
 _EXPECTED = frozenset({"ok", "abandoned", "not_confident"})
@@ -29,70 +27,52 @@ _EXPECTED = frozenset({"ok", "abandoned", "not_confident"})
 
 @dataclass(slots=True)
 class ClientStream:
-    """One streamed answer on its way out: chunks flow, its end is held back."""
+    """One streamed answer on its way out: what the pure stream lets go is sent, its end is held
+    back until the exchange is committed."""
 
     turn: Turn
-    relay: Relay
-    whole: Assembler
+    stream: AnswerStream
     books: Books
-    _tail: list[dict[str, Any]]
     _sent: bool = False
 
-    @classmethod
-    def of(cls, turn: Turn, whole: Assembler, books: Books, *, strict: bool) -> ClientStream:
-        """A stream for a turn; ``strict`` strips a student's extra fields."""
-        request = turn.request
-        relay = Relay(turn.head, request.logprobs, request.include_usage, strict)
-        return cls(turn, relay, whole, books, [])
-
-    def take(self, raw: Mapping[str, Any]) -> bytes:
-        """Bytes that may go out for an upstream chunk; empty from the finish reason on."""
-        chunk = self.relay.chunk(raw)
-        if chunk is None:
-            return b""
-        if self._tail or any(choice.get("finish_reason") for choice in chunk["choices"]):
-            self._tail.append(chunk)
-            return b""
-        self._mark_first()
-        return encode(chunk)
+    def take(self, event: Mapping[str, Any], raw: bytes = b"") -> bytes:
+        """Bytes that may go out for an upstream event."""
+        part = self.stream.take(event, raw)
+        if part:
+            self._mark_first()
+        return part
 
     async def close(self) -> bytes:
-        """Commit, then the end of the stream: finish reason, usage, ``[DONE]``."""
+        """Commit, then the end of the stream."""
         turn, books = self.turn, self.books
-        stored = await books.commit(turn, self.whole.completion(turn.head, turn.request.logprobs))
-        if turn.wishes.explain and self._tail:
-            self._tail[-1]["understudy"] = turn.explanation("yes" if stored else "no")
-        parts = [encode(chunk) for chunk in self._tail]
-        usage = self.relay.usage(self.whole.usage)
-        if usage is not None:
-            parts.append(encode(usage))
+        stored = await books.commit(turn, self.stream.answer())
+        note = turn.explanation("yes" if stored else "no") if turn.wishes.explain else None
+        end = self.stream.close(note)
         self._mark_first()
         books.count(turn, 200)
-        return b"".join(([] if stored else [NOT_CAPTURED]) + parts + [DONE])
+        return end if stored else NOT_CAPTURED + end
 
     async def fail(self, error: str) -> bytes:
         """An honest end for an answer that cannot be completed: an error event, never [DONE]."""
         turn, books = self.turn, self.books
         turn.finished = True
-        body = self.whole.completion(turn.head, turn.request.logprobs)
-        exchange = turn.exchange(Status.INCOMPLETE, body, monotonic(), error=error)
+        exchange = turn.exchange(Status.INCOMPLETE, self.stream.answer(), monotonic(), error=error)
         stored = await books.capture.put(exchange)
         books.count(turn, 502)
         event = GatewayError(
             "stream_broken", f"The answer was cut before its end ({error}). Discard it, try again."
         )
-        return (b"" if stored else NOT_CAPTURED) + encode(event.body())
+        return (b"" if stored else NOT_CAPTURED) + self.stream.fail(event)
 
-    def leave(self, response: UpstreamResponse) -> None:
+    def leave(self, close: Callable[[], None]) -> None:
         """Free the upstream; if the stream was abandoned, keep what there was."""
-        response.close()
+        close()
         turn = self.turn
         if turn.finished:
             return
         turn.finished = True
-        body = self.whole.completion(turn.head, turn.request.logprobs)
         self.books.capture.put_soon(
-            turn.exchange(Status.INCOMPLETE, body, monotonic(), error="client_gone")
+            turn.exchange(Status.INCOMPLETE, self.stream.answer(), monotonic(), error="client_gone")
         )
         self.books.count(turn, 499)
 
@@ -170,6 +150,16 @@ class Books:
         if attempt.outcome not in _EXPECTED:
             log("upstream_failed", id=turn.id, upstream=attempt.upstream, outcome=attempt.outcome)
 
+    def book_call(self, attempt: Attempt) -> None:
+        """Count a call that is passed through: its price is not known."""
+        self.metrics.attempts.labels(attempt.upstream, attempt.outcome).inc()
+        self.metrics.tokens.labels(attempt.role, "prompt").inc(attempt.prompt_tokens)
+
+    def count_plain(self, task: str, status: int) -> None:
+        """Count a request that is passed through, neither judged nor kept."""
+        labels = task, ServedBy.TEACHER.value, Reason.NO_STUDENT.value, f"{status // 100}xx"
+        self.metrics.requests.labels(*labels).inc()
+
     def book_spend(self, task: str, attempt: Attempt) -> None:
         """Count a call's tokens and money, whoever it was for."""
         self.metrics.attempts.labels(attempt.upstream, attempt.outcome).inc()
@@ -185,7 +175,7 @@ class Books:
         self.metrics.requests.labels(task, served, verdict.reason.value, f"{status // 100}xx").inc()
         self.metrics.duration.labels(task, served).observe(monotonic() - turn.started)
         if verdict.served_by is ServedBy.STUDENT and status == 200 and turn.attempts:
-            last, teacher = turn.attempts[-1], turn.task.teacher.settings
+            last, price = turn.attempts[-1], turn.task.teacher.settings.price
             self.metrics.cost_avoided.labels(task).inc(
-                teacher_cost_usd(teacher, last.prompt_tokens, last.completion_tokens)
+                price.cost_usd(last.prompt_tokens, last.completion_tokens)
             )

@@ -35,6 +35,10 @@ class Breaker:
         self._probing = True
         return True
 
+    def rests_s(self, now: float) -> float:
+        """Seconds until a call may be tried again; 0 when one may be now."""
+        return 0.0 if self._open_until is None else max(0.0, self._open_until - now)
+
     def succeeded(self) -> None:
         """The call gave an answer."""
         self._failures, self._open_until, self._pause, self._probing = 0, None, 0.0, False

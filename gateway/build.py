@@ -7,8 +7,10 @@ from pathlib import Path
 
 from gateway.errors import ConfigError
 from gateway.judging import gate_closed
+from gateway.retry_budget import RetryBudget
 from gateway.settings import Config, Task
-from gateway.tasks import StudentRuntime, TaskRuntime, TeacherRuntime
+from gateway.slots import Slots
+from gateway.tasks import StudentRuntime, TaskRuntime, TeacherRuntime, TeacherUpstream
 from gateway.upstream import Upstream
 from router.encoder import Encoders, load_encoders
 from router.errors import RouterError
@@ -74,9 +76,6 @@ def _check_judge(settings: Task, judge: Judge) -> None:
 
 
 def _runtime(settings: Task, judge: Judge | None, secrets: Mapping[str, str]) -> TaskRuntime:
-    teacher = settings.teacher
-    key = secrets.get(teacher.api_key_env) if teacher.api_key_env else None
-    upstream = Upstream(f"{settings.name}/teacher", teacher.base_url, key)
     student = None
     uncertified = None
     if settings.student is not None and judge is not None:
@@ -87,5 +86,17 @@ def _runtime(settings: Task, judge: Judge | None, secrets: Mapping[str, str]) ->
         student = StudentRuntime(settings.student, replicas)
         risk = settings.risk
         uncertified = gate_closed(judge, risk.alpha, risk.delta, risk.comparator)
-    runtime = TeacherRuntime(teacher, upstream)
-    return TaskRuntime(settings.name, settings, runtime, student, judge, uncertified)
+    teacher = _teacher(settings, secrets)
+    return TaskRuntime(settings.name, settings, teacher, student, judge, uncertified)
+
+
+def _teacher(settings: Task, secrets: Mapping[str, str]) -> TeacherRuntime:
+    teacher = settings.teacher
+    upstreams = []
+    for number, place in enumerate((teacher, *teacher.fallbacks)):
+        name = f"{settings.name}/teacher{number or ''}"
+        key = secrets.get(place.api_key_env) if place.api_key_env else None
+        upstream = Upstream(name, place.base_url, key)
+        upstreams.append(TeacherUpstream(upstream, place.model, place.price))
+    budget, slots = RetryBudget(teacher.retry_budget), Slots(teacher.max_in_flight)
+    return TeacherRuntime(teacher, upstreams, budget, slots)

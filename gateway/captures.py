@@ -16,11 +16,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gateway.api.request import Api
 from gateway.config_file import load_config, store_path
-from gateway.equivalence import answer_text
 from gateway.errors import ConfigError, StoreError
 from gateway.store.records import Exchange, Filter, Status
 from gateway.store.sqlite import SqliteStore
+from gateway.streams.whole import answer_text, is_whole, request_of
 from gateway.verdict import Reason, ServedBy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="What was captured.")
@@ -31,7 +32,6 @@ Server = Annotated[ServedBy | None, typer.Option(help="Only answers of this side
 Why = Annotated[Reason | None, typer.Option(help="Only this reason.")]
 Since = Annotated[str | None, typer.Option(help="Only the last 30m, 24h or 7d.")]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_WHOLE = frozenset({"stop", "tool_calls", "function_call"})
 
 
 @app.command("list")
@@ -104,7 +104,7 @@ def _row(exchange: Exchange) -> dict[str, Any] | None:
         return None
     row: dict[str, Any] = {
         "id": exchange.id,
-        "messages": exchange.request["messages"],
+        "messages": messages_of(exchange),
         "completion": answer_text(answers[completed_by]),
         "completed_by": completed_by,
         "served_by": exchange.served_by,
@@ -123,12 +123,7 @@ def _answers(exchange: Exchange) -> dict[str, Any]:
     both = {exchange.served_by: exchange.answer}
     if draw is not None:
         both[draw.wants] = draw.answer
-    return {side: answer for side, answer in both.items() if answer and _is_whole(answer)}
-
-
-def _is_whole(answer: Any) -> bool:
-    choices = answer.get("choices") or []
-    return bool(choices) and all(c.get("finish_reason") in _WHOLE for c in choices)
+    return {side: answer for side, answer in both.items() if answer and is_whole(answer)}
 
 
 def prefix_tokens(prefix: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,9 +197,18 @@ def _table(rows: list[Exchange]) -> Table:
 
 
 def _prompt(row: Exchange) -> str:
-    messages = row.request.get("messages") or [{}]
+    messages = messages_of(row) or [{}]
     content = messages[-1].get("content")
     return content if isinstance(content, str) else json.dumps(content)
+
+
+def messages_of(exchange: Exchange) -> list[dict[str, Any]]:
+    """What was asked, as chat messages: those of the request, or of its text."""
+    if exchange.api is Api.CHAT:
+        messages: list[dict[str, Any]] = exchange.request["messages"]
+        return messages
+    request = request_of(exchange.api, exchange.request)
+    return [{"role": m.role, "content": m.content} for m in request.messages]
 
 
 def since_time(text: str | None) -> float | None:

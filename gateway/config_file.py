@@ -62,6 +62,10 @@ def named_secrets(config: Config) -> Iterator[tuple[str, str]]:
     for index, task in enumerate(config.tasks):
         if task.teacher.api_key_env:
             yield f"tasks[{index}].teacher.api_key_env", task.teacher.api_key_env
+        for number, place in enumerate(task.teacher.fallbacks):
+            if place.api_key_env:
+                where = f"tasks[{index}].teacher.fallbacks[{number}].api_key_env"
+                yield where, place.api_key_env
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

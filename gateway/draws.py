@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import orjson
 
+from gateway.api.request import ApiRequest
 from gateway.asking import ask_teacher
 from gateway.books import Books
-from gateway.equivalence import Equivalence, answer_text
+from gateway.equivalence import Equivalence
 from gateway.errors import GatewayError
 from gateway.judging import Judge
 from gateway.logs import log
 from gateway.offload import Offload
-from gateway.schema import ChatRequest, parse_chat
+from gateway.question import Asked
 from gateway.store.records import Draw, DrawState, PendingDraw
 from gateway.store.sqlite import SqliteStore
+from gateway.streams.whole import answer_text, request_of
 from gateway.student import StudentAnswer, StudentFault, ask_student, student_body
 from gateway.tasks import TaskRuntime, Tasks
-from gateway.teacher import TeacherDown, teacher_body
+from gateway.teacher import TeacherDown
 from gateway.upstream import UpstreamError, monotonic
 from router.confidence import TOP_LOGPROBS, Prefix
 
@@ -110,9 +111,9 @@ class DrawWorker:
         return Draw(0.0, job.wants, DrawState.DONE, tries, second.answer, agrees, second.score)
 
     async def _teacher(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
-        request = parse_chat(orjson.dumps({**job.request, "stream": False, "stream_options": None}))
-        wanted = teacher_body(request, task.teacher.settings.model)
-        body = await ask_teacher(task, self.session, self.books, wanted)
+        plain = {k: v for k, v in job.request.items() if k not in {"stream", "stream_options"}}
+        question = Asked(request_of(job.api, plain))
+        body = await ask_teacher(task, self.session, self.books, question)
         return _Second(body) if body is not None else None
 
     async def _student(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
@@ -123,7 +124,7 @@ class DrawWorker:
         if upstream is None:
             return None
         settings = task.student.settings
-        request = parse_chat(orjson.dumps(job.request))
+        request = request_of(job.api, job.request)
         body = student_body(request, settings, task.judge.profile)
         answer = await ask_student(
             self.session,
@@ -147,7 +148,7 @@ class DrawWorker:
         return _Second(body, await self._score(task.judge, job, request, answer))
 
     async def _score(
-        self, judge: Judge, job: PendingDraw, request: ChatRequest, answer: StudentAnswer
+        self, judge: Judge, job: PendingDraw, request: ApiRequest, answer: StudentAnswer
     ) -> float | None:
         """P(disagree), where the version that saw the request still judges and the answer could
         have been served: under a closed gate the audit goes on with it."""
@@ -164,6 +165,8 @@ class DrawWorker:
         return await self.equivalence.agrees(task, job.request, student, teacher)
 
 
-def _settled(judge: Judge, request: ChatRequest, prefix: Prefix) -> float | None:
-    _, score = judge.resolve(judge.prejudge(request.messages), prefix)
+def _settled(judge: Judge, request: ApiRequest, prefix: Prefix) -> float | None:
+    _, score = judge.resolve(
+        judge.prejudge(request.messages, request.tools, request.response_format), prefix
+    )
     return score if math.isfinite(score) else None

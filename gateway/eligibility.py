@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.schema import ChatRequest
+from gateway.api.request import Api, ApiRequest
 from gateway.settings import Student, Task
 from router.judge import DecodeProfile
 
@@ -22,42 +22,55 @@ _NEUTRAL: Mapping[str, Any] = {
     "n": 1,
     "presence_penalty": 0,
     "frequency_penalty": 0,
-    "tool_choice": "none",
 }
 
 
-def unsupported(request: ChatRequest, task: Task, profile: DecodeProfile) -> str | None:
+def unsupported(request: ApiRequest, task: Task, profile: DecodeProfile) -> str | None:
     """The first feature that rules the student out, or None."""
-    body = request.body
+    body = request.chat
+    if body is None:
+        return request.foreign
     if not request.text_only:
         return "content that is not text"
+    declared = task.student.features if task.student else ()
     for name in _UNSUPPORTED:
-        if body.get(name):
+        if body.get(name) and name not in declared:
             return name
     for name, neutral in _NEUTRAL.items():
         if body.get(name) is not None and body[name] != neutral:
             return name
-    if (body.get("response_format") or {}).get("type", "text") != "text":
+    if "tools" not in declared and (feature := _tool_traces(request, body)):
+        return feature
+    wanted = (body.get("response_format") or {}).get("type", "text")
+    if wanted != "text" and wanted not in declared:
         return "response_format"
     if body.get("modalities") not in (None, ["text"]):
         return "modalities"
-    if any(m.role in {"tool", "function"} for m in request.messages):
-        return "tool messages"
-    if any(m.get("tool_calls") for m in body["messages"]):
-        return "tool calls"
+    if any(m.role == "function" for m in request.messages):
+        return "function messages"
+    if request.api is Api.RESPONSES and "responses" not in declared:
+        return "responses"
     if task.student is None or _too_long(request, task.student):
         return "prompt longer than the student's context"
     return None if task.pin_sampling else _outside(request, profile)
 
 
-def _too_long(request: ChatRequest, student: Student) -> bool:
+def _tool_traces(request: ApiRequest, body: Mapping[str, Any]) -> str | None:
+    if body.get("tool_choice") not in (None, "none"):
+        return "tool_choice"
+    if any(m.role == "tool" for m in request.messages):
+        return "tool messages"
+    return "tool calls" if any(m.get("tool_calls") for m in body["messages"]) else None
+
+
+def _too_long(request: ApiRequest, student: Student) -> bool:
     size = sum(len(m.content.encode()) for m in request.messages)
     return size > student.context_tokens * BYTES_PER_TOKEN
 
 
-def _outside(request: ChatRequest, profile: DecodeProfile) -> str | None:
+def _outside(request: ApiRequest, profile: DecodeProfile) -> str | None:
     """Sampling other than the certificate's; absent means OpenAI's default of 1."""
-    body = request.body
+    body = request.chat or {}
     if (1.0 if body.get("temperature") is None else body["temperature"]) != profile.temperature:
         return "temperature"
     if (1.0 if body.get("top_p") is None else body["top_p"]) != profile.top_p:

@@ -17,9 +17,11 @@ import orjson
 from gateway.asking import ask_teacher
 from gateway.books import Books
 from gateway.offload import Offload
+from gateway.question import Plain
 from gateway.store.sqlite import SqliteStore
+from gateway.streams.whole import answer_text
 from gateway.tasks import TaskRuntime
-from router.comparator import JUDGE, calls_text, comparator, parse, text
+from router.comparator import JUDGE, comparator, parse, text
 
 _INSTRUCTIONS = (
     "You compare two answers to the same request. They agree when a user who needs the answer "
@@ -56,7 +58,11 @@ class Equivalence:
         if text(student, teacher):
             return True
         question = orjson.dumps(
-            {"request": request.get("messages"), "answer_1": student, "answer_2": teacher}
+            {
+                "request": request.get("messages") or request.get("input"),
+                "answer_1": student,
+                "answer_2": teacher,
+            }
         )
         model = task.teacher.settings.model
         key = hashlib.sha256(f"{name}|{model}|{_INSTRUCTIONS}|".encode() + question).hexdigest()
@@ -68,26 +74,15 @@ class Equivalence:
             await self.books.capture.keep_judgement(key, task.name, word, time.time())
         return word
 
-    async def _asked(self, task: TaskRuntime, question: bytes) -> bool | None:
+    async def _asked(self, task: TaskRuntime, pair: bytes) -> bool | None:
         body = {
-            "model": task.teacher.settings.model,
             "temperature": 0,
             "messages": [
                 {"role": "system", "content": _INSTRUCTIONS},
-                {"role": "user", "content": question.decode()},
+                {"role": "user", "content": pair.decode()},
             ],
         }
-        answer = await ask_teacher(task, self.session, self.books, body)
+        question = Plain("/chat/completions", body)
+        answer = await ask_teacher(task, self.session, self.books, question)
         word = answer_text(answer or {}).strip().strip(".!\"'").casefold()
         return _WORDS.get(word)
-
-
-def answer_text(completion: Mapping[str, Any]) -> str:
-    """What comparators see of a completion: the first choice's tool calls where it has any, its
-    text otherwise."""
-    choices = completion.get("choices") or [{}]
-    message = choices[0].get("message") or {}
-    if message.get("tool_calls"):
-        return calls_text(message["tool_calls"])
-    content = message.get("content")
-    return content if isinstance(content, str) else ""

@@ -29,6 +29,11 @@ Code = Literal[
     "teacher_refused",
     "student_unavailable",
     "stream_broken",
+    "deadline_exceeded",
+    "previous_response_not_found",
+    "client_key_not_allowed",
+    "too_many_requests",
+    "overloaded",
     "shutting_down",
     "internal_error",
 ]
@@ -65,6 +70,11 @@ CODES: Mapping[Code, CodeInfo] = {
     "teacher_refused": CodeInfo(400, "upstream_error", "The teacher refused the request; its own status and message are passed on."),
     "student_unavailable": CodeInfo(502, "upstream_error", "`task:student` was asked for and the student did not answer."),
     "stream_broken": CodeInfo(502, "upstream_error", "In-band only: the stream ended before the answer was complete."),
+    "deadline_exceeded": CodeInfo(504, "upstream_error", "No answer came within `x-understudy-deadline-ms`."),
+    "previous_response_not_found": CodeInfo(400, "invalid_request_error", "`previous_response_id` is one of the gateway's own ids, and no such response is kept for this key."),
+    "client_key_not_allowed": CodeInfo(403, "permission_error", "`x-understudy-teacher-key` was sent and the task does not accept it."),
+    "too_many_requests": CodeInfo(429, "rate_limit_error", "The key has as many requests in flight as it may have; `Retry-After` says when to come back."),
+    "overloaded": CodeInfo(503, "server_error", "The gateway has as much in flight as it may have, or falls behind; what is in flight goes on."),
     "shutting_down": CodeInfo(503, "server_error", "The gateway is draining; ask another replica."),
     "internal_error": CodeInfo(500, "server_error", "A fault of the gateway itself; the request id finds it in the log."),
 }  # fmt: skip

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.api.chat import parse_chat
+from gateway.api.request import ApiRequest
 from gateway.config_file import find_task, store_path
 from gateway.eligibility import unsupported
 from gateway.errors import ConfigError, StoreError
 from gateway.gate import Gate
 from gateway.judging import gate_closed
-from gateway.schema import ChatRequest, parse_chat
 from gateway.settings import Config, Task
 from gateway.store.audits import AuditStore
 from gateway.store.sqlite import SqliteStore
@@ -30,7 +31,7 @@ from router.judge import Judge, Prejudgement
 class _Case:
     settings: Task
     judge: Judge
-    request: ChatRequest
+    request: ApiRequest
     pre: Prejudgement
 
 

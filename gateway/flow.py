@@ -104,7 +104,7 @@ class Flow:
         assert judge is not None
         started = time.perf_counter()
         if sum(len(m.content) for m in request.messages) <= INLINE_CHARS:
-            pre = judge.prejudge(request.messages, request.body.get("tools"))
+            pre = judge.prejudge(request.messages, request.tools, request.response_format)
         else:
             pre = await self.refiner.prejudge(turn, judge)
         self.books.spent(turn, "prejudge", started)
@@ -179,4 +179,4 @@ async def _dropped(race: asyncio.Future[OpenTeacher]) -> None:
     """Give up a teacher call whose answer nobody wants."""
     await _cancelled(race)
     if not race.cancelled() and race.exception() is None:
-        race.result().response.close()
+        race.result().close()

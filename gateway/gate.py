@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from gateway.chunks import Assembler
+from gateway.streams.chat import Assembler
 from router.confidence import TOP_LOGPROBS, Prefix
 from router.rows import TokenLogprob
 

@@ -3,14 +3,19 @@ those that the configuration lists."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
+import orjson
 
+from gateway.books import Books
 from gateway.errors import GatewayError
 from gateway.ids import new_id
+from gateway.question import Plain
 from gateway.tasks import TaskRuntime
+from gateway.teacher import TeacherCall, TeacherDown
 from gateway.turn import Reply
 from gateway.upstream import UpstreamError, UpstreamResponse, monotonic
 from gateway.verdict import Reason, ServedBy
@@ -25,6 +30,7 @@ class Passthrough:
 
     session: aiohttp.ClientSession
     default: TaskRuntime | None
+    books: Books
 
     async def forward(self, path: str, body: bytes, content_type: str) -> Reply:
         """Send a body on and stream the answer back, status and all.
@@ -35,7 +41,7 @@ class Passthrough:
         assert self.default is not None
         teacher = self.default.teacher
         upstream = teacher.upstream
-        if not upstream.breaker.allow(monotonic()):
+        if not upstream.ready(monotonic()):
             raise self._unavailable("its circuit is open after failures")
         try:
             response = await upstream.post(
@@ -50,6 +56,25 @@ class Passthrough:
         upstream.breaker.succeeded()
         headers = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
         return Reply(response.status, {**headers, **self._told()}, _relayed(response))
+
+    async def embeddings(self, task: TaskRuntime, body: Mapping[str, Any]) -> Reply:
+        """Ask for embeddings, retried as a teacher is; the client's model name is the upstream's.
+
+        Raises:
+            GatewayError: the upstream refuses, or cannot be reached.
+        """
+        name = task.name
+        call = TeacherCall(task.teacher, self.session, self.books.book_call)
+        try:
+            opened = await call.open(Plain("/embeddings", body, named=True))
+        except TeacherDown as down:
+            self.books.count_plain(name, down.error.status)
+            raise down.error from None
+        except GatewayError as error:
+            self.books.count_plain(name, error.status)
+            raise
+        self.books.count_plain(name, 200)
+        return Reply(200, self._told(), orjson.dumps(opened.body))
 
     @staticmethod
     def _told() -> dict[str, str]:

@@ -13,14 +13,15 @@ import orjson
 
 from gateway.asking import ask_teacher
 from gateway.books import Books
-from gateway.equivalence import answer_text
 from gateway.errors import GatewayError, StoreError
 from gateway.logs import log
 from gateway.offload import Offload
+from gateway.question import Plain
 from gateway.standing import Noise
 from gateway.store import probes
 from gateway.store.audits import AuditStore, EventKind
 from gateway.store.probes import ProbeRun
+from gateway.streams.whole import answer_text
 from gateway.tasks import TaskRuntime, Tasks
 from gateway.teacher import TeacherDown
 from router.comparator import JUDGE, comparator, parse, text
@@ -87,11 +88,12 @@ class Prober:
         async def one(row: Row) -> tuple[str, str] | None:
             async with slots:
                 body = {
-                    "model": task.teacher.settings.model,
                     "temperature": 0,
                     "messages": [{"role": m.role, "content": m.content} for m in row.messages],
                 }
-                answer = await ask_teacher(task, self.session, self.books, body)
+                answer = await ask_teacher(
+                    task, self.session, self.books, Plain("/chat/completions", body)
+                )
             return None if answer is None else (_key(row), answer_text(answer))
 
         assert task.probe

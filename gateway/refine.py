@@ -22,7 +22,9 @@ class Refiner:
     async def prejudge(self, turn: Turn, judge: Judge) -> Prejudgement:
         """The static tier on a long prompt."""
         request = turn.request
-        return await self.offload.run(judge.prejudge, request.messages, request.body.get("tools"))
+        return await self.offload.run(
+            judge.prejudge, request.messages, request.tools, request.response_format
+        )
 
     async def refine(self, turn: Turn, judge: Judge, pre: Prejudgement) -> Prejudgement:
         """Ask the sentence encoder."""

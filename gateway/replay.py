@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from gateway.captures import prefix_tokens, student_json_of
-from gateway.equivalence import answer_text
-from gateway.schema import parse_chat
 from gateway.settings import Task
 from gateway.store.records import DrawState, Exchange
-from gateway.teacher import teacher_cost_usd
+from gateway.streams.whole import answer_text, request_of
 from router.binomial import upper_bound
 from router.certify import Budget, Calibration, Certificate, certify, risk_p_value, threshold_grid
 from router.comparator import comparator
@@ -125,7 +122,7 @@ def _case(
         disagrees,
         exchange.draw_p,
         _part(exchange, answers, slice_by),
-        teacher_cost_usd(task.teacher, *tokens),
+        task.teacher.price.cost_usd(*tokens),
         sum(a.cost_usd for a in exchange.attempts),
     )
 
@@ -143,7 +140,8 @@ def _student(exchange: Exchange, answer: Mapping[str, Any] | None) -> StudentAns
 
 
 def _score(exchange: Exchange, judge: Judge, student: StudentAnswer | Prefix | None) -> float:
-    pre = judge.prejudge(parse_chat(orjson.dumps(exchange.request)).messages)
+    request = request_of(exchange.api, exchange.request)
+    pre = judge.prejudge(request.messages, request.tools, request.response_format)
     if isinstance(student, StudentAnswer):
         student = Prefix.of(student, judge.gate_tokens) if usable(student) else None
     elif student is None:

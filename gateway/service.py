@@ -15,6 +15,11 @@ from typing import Any, Self
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.admin import Admin
+from gateway.api.chat import parse_chat
+from gateway.api.completions import parse_completions
+from gateway.api.embeddings import parse_embeddings
+from gateway.api.request import Api, ApiRequest
+from gateway.api.responses import parse_responses
 from gateway.auditor import Auditor
 from gateway.auth import AdminKey, Keyring, Principal
 from gateway.books import Books
@@ -25,6 +30,7 @@ from gateway.draws import DrawWorker
 from gateway.equivalence import Equivalence
 from gateway.errors import GatewayError
 from gateway.flow import Flow
+from gateway.histories import Histories
 from gateway.ids import new_id
 from gateway.logs import log
 from gateway.metrics import Metrics
@@ -32,7 +38,6 @@ from gateway.offload import Offload
 from gateway.passthrough import Passthrough
 from gateway.prober import Prober
 from gateway.refine import Refiner
-from gateway.schema import ChatRequest, parse_chat
 from gateway.settings import Config
 from gateway.store.audits import AuditStore
 from gateway.store.sqlite import SqliteStore
@@ -45,6 +50,12 @@ from gateway.wishes import read_wishes
 from router.encoder import Encoders
 
 STORE_THREADS = 4
+EMBEDDINGS = "/v1/embeddings"
+_PARSERS: Mapping[Api, Callable[[bytes], ApiRequest]] = {
+    Api.CHAT: parse_chat,
+    Api.COMPLETIONS: parse_completions,
+    Api.RESPONSES: parse_responses,
+}
 JUDGING_THREADS = 2
 """Threads for the sentence encoder, which releases the interpreter's lock while it computes."""
 
@@ -56,6 +67,7 @@ class Service:
     passthrough: Passthrough
     auditor: Auditor
     admin: Admin
+    histories: Histories
 
     def __init__(
         self,
@@ -98,7 +110,7 @@ class Service:
             refiner,
             self._rng,
         )
-        self.passthrough = Passthrough(session, self.tasks.default)
+        self.passthrough = Passthrough(session, self.tasks.default, books)
         audits = AuditStore.open(self._writer.path)
         stack.callback(audits.close)
         offload = Offload(stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "store")))
@@ -106,6 +118,7 @@ class Service:
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
         self._announce()
+        self.histories = Histories(reader, offload)
         equivalence = Equivalence(session, reader, books, offload)
         draws = DrawWorker(self.tasks, reader, session, books, equivalence, offload)
         prober = Prober(self.tasks, audits, session, books, offload)
@@ -124,7 +137,7 @@ class Service:
     ) -> None:
         await self._stack.aclose()
 
-    async def begin(self, request: Request) -> Turn:
+    async def begin(self, request: Request, api: Api) -> Turn:
         """Steps 1 and 2: authenticate, receive, parse, resolve.
 
         Raises:
@@ -132,16 +145,21 @@ class Service:
         """
         principal = self._admit(request)
         started = monotonic()
-        chat = parse_chat(await self.receive(request))
-        task, side = self.tasks.resolve(chat.model, principal.name, chat.messages)
-        self._check_access(principal, task, chat)
+        asked = _PARSERS[api](await self.receive(request))
+        asked = await self.histories.expanded(asked, principal.name)
+        task, side = self.tasks.resolve(asked.model, principal.name, asked.messages)
+        self._check_access(principal, task, asked.model)
         wishes = read_wishes(request.headers, side)
         if wishes.route is not Route.JUDGED and not principal.may_override:
             raise GatewayError(
                 "override_not_allowed",
                 "This key may not choose who answers; use the task's plain name.",
             )
-        return Turn(new_id(), time.time(), started, principal, task, chat, wishes)
+        if wishes.teacher_key and not task.settings.teacher.accept_client_key:
+            raise GatewayError(
+                "client_key_not_allowed", f"Task '{task.name}' uses its own key for the teacher."
+            )
+        return Turn(new_id(), time.time(), started, principal, task, asked, wishes)
 
     def models(self, authorization: str | None) -> dict[str, Any]:
         """``GET /v1/models``: what a key may ask for."""
@@ -185,9 +203,21 @@ class Service:
         if not principal.may_use(DEFAULT_TASK):
             raise GatewayError("task_not_allowed", "This key may not use paths that pass through.")
         body = await self.receive(request)
-        content_type = request.headers.get("content-type", "application/json")
         path = request.url.path
+        if path == EMBEDDINGS:
+            return functools.partial(self._embeddings, parse_embeddings(body))
+        content_type = request.headers.get("content-type", "application/json")
         return functools.partial(self.passthrough.forward, path, body, content_type)
+
+    async def _embeddings(self, body: Mapping[str, Any]) -> Reply:
+        default = self.tasks.default
+        if default is None:
+            raise GatewayError(
+                "model_not_found",
+                f"No upstream for embeddings: '{body['model']}' needs default.passthrough.",
+                param="model",
+            )
+        return await self.passthrough.embeddings(default, body)
 
     def _admit(self, request: Request) -> Principal:
         """Who asks, unless nobody may any more."""
@@ -224,11 +254,11 @@ class Service:
         return b"".join(parts)
 
     @staticmethod
-    def _check_access(principal: Principal, task: TaskRuntime, chat: ChatRequest) -> None:
+    def _check_access(principal: Principal, task: TaskRuntime, model: str) -> None:
         if not principal.may_use(task.name):
             raise GatewayError(
                 "task_not_allowed",
-                f"This key may not use the model '{chat.model}'.",
+                f"This key may not use the model '{model}'.",
                 param="model",
             )
 

@@ -20,6 +20,10 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+OWN_PATHS = frozenset(
+    f"/v1/{name}"
+    for name in ("chat/completions", "completions", "responses", "embeddings", "models")
+)
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -85,19 +89,48 @@ class Price(Section):
     input: NonNegative = Field(description="USD per million prompt tokens.")
     output: NonNegative = Field(description="USD per million completion tokens.")
 
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What a call of so many tokens costs."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
-class Teacher(Section):
-    """An OpenAI-compatible upstream that answers what the student may not."""
+
+FREE = Price(input=0.0, output=0.0)
+
+
+class TeacherPlace(Section):
+    """Another OpenAI-compatible upstream for the same teacher."""
 
     base_url: BaseUrl = Field(description="Ends in /v1.")
     model: str = Field(description="The upstream's own model name.", min_length=1)
     api_key_env: EnvName | None = Field(None, description="Variable with the upstream's key.")
-    price: Price = Field(Price(input=0.0, output=0.0), description="What the teacher charges.")
+    price: Price = Field(FREE, description="What it charges.")
+
+
+class Teacher(TeacherPlace):
+    """An OpenAI-compatible upstream that answers what the student may not."""
+
+    fallbacks: list[TeacherPlace] = Field(
+        [], description="Further upstreams, asked in this order when the ones before fail."
+    )
     connect_timeout_s: Positive = Field(5.0, description="Seconds to connect.")
     first_byte_timeout_s: Positive = Field(60.0, description="Seconds to the first byte.")
     idle_timeout_s: Positive = Field(30.0, description="Longest silence within a stream.")
     total_timeout_s: Positive = Field(300.0, description="Seconds for one whole answer.")
-    retries: int = Field(2, ge=0, le=10, description="Further attempts before the first byte.")
+    retries: int = Field(
+        2, ge=0, le=10, description="Further rounds over the upstreams while nothing was served."
+    )
+    retry_budget: Share = Field(
+        0.1, description="Retries as a share of requests, beyond the first ten."
+    )
+    max_in_flight: int | None = Field(
+        None,
+        ge=1,
+        description="Calls at once; live requests go before draws, draws before distillation.",
+    )
+    accept_client_key: bool = Field(
+        False,
+        description="Whether `x-understudy-teacher-key` may replace the first upstream's key.",
+    )
 
 
 class Student(Section):
@@ -107,6 +140,12 @@ class Student(Section):
     model: str = Field(description="Served name, `task@vN`.", min_length=1)
     price_per_hour: NonNegative = Field(0.0, description="USD per hour of all replicas together.")
     timeout_s: Positive = Field(10.0, description="Seconds for the gated answer; then the teacher.")
+    features: list[Literal["tools", "json_object", "json_schema", "responses"]] = Field(
+        ["responses"],
+        description="What it serves besides plain chat; anything else goes to the teacher as "
+        "`unsupported_feature`. `tools` and the JSON formats need vLLM started for them, and "
+        "training rows with that template.",
+    )
     context_tokens: int = Field(2048, ge=1, description="Context window; longer prompts go on.")
 
 
@@ -277,7 +316,7 @@ class Config(BaseSettings):
         self._check_claims(names, principals)
         if self.passthrough_paths and self.default is None:
             raise ValueError("passthrough_paths needs default.passthrough")
-        for path in sorted({"/v1/chat/completions", "/v1/models"} & set(self.passthrough_paths)):
+        for path in sorted(OWN_PATHS & set(self.passthrough_paths)):
             raise ValueError(f"passthrough_paths lists {path}, which the gateway serves itself")
         return self
 

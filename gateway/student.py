@@ -10,12 +10,13 @@ from typing import Any, Literal
 import aiohttp
 import orjson
 
-from gateway.chunks import usage_tokens
+from gateway.api.request import ApiRequest
 from gateway.events import End, Event, Events
 from gateway.gate import Gate, Signal
-from gateway.schema import ChatRequest
 from gateway.settings import Student
 from gateway.store.records import Attempt
+from gateway.streams.chat import usage_tokens
+from gateway.teacher import CLOSING_S
 from gateway.upstream import (
     MALFORMED,
     Timeouts,
@@ -26,9 +27,7 @@ from gateway.upstream import (
 )
 from router.confidence import TOP_LOGPROBS, Prefix
 from router.judge import DecodeProfile
-
-CLOSING_S = 0.5
-"""Grace for usage and [DONE] after the finish reason: an upstream that forgets them is done."""
+from router.template import Message
 
 
 class StudentFault(Exception):
@@ -44,14 +43,14 @@ class NotConfident(Exception):
     """The judge refused the answer."""
 
 
-def student_body(request: ChatRequest, settings: Student, profile: DecodeProfile) -> dict[str, Any]:
+def student_body(request: ApiRequest, settings: Student, profile: DecodeProfile) -> dict[str, Any]:
     """What vLLM is asked: the client's messages under the certificate's decode profile, streamed,
     with log-probabilities."""
+    chat = request.chat or {}
     body: dict[str, Any] = {
         "model": settings.model,
         "messages": [
-            {"role": "system" if m.role == "developer" else m.role, "content": m.content}
-            for m in request.messages
+            _told(raw, m) for raw, m in zip(chat["messages"], request.messages, strict=True)
         ],
         "temperature": profile.temperature,
         "top_p": profile.top_p,
@@ -62,7 +61,22 @@ def student_body(request: ChatRequest, settings: Student, profile: DecodeProfile
     }
     if request.max_tokens is not None:
         body["max_tokens"] = int(request.max_tokens)
+    for name in ("tools", "tool_choice", "parallel_tool_calls", "response_format"):
+        if chat.get(name) is not None and (name == "response_format" or chat.get("tools")):
+            body[name] = chat[name]
     return body
+
+
+def _told(raw: Mapping[str, Any], message: Message) -> dict[str, Any]:
+    """One message as a chat template takes it: text in one piece, tool calls as they were."""
+    told: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": message.content,
+    }
+    for name in ("tool_calls", "tool_call_id", "name"):
+        if raw.get(name):
+            told[name] = raw[name]
+    return told
 
 
 @dataclass(slots=True)

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from gateway.api.request import Api
+from gateway.api.responses import ID_PREFIX
 from gateway.books import Books, ClientStream
 from gateway.errors import GatewayError
 from gateway.refine import Refiner
 from gateway.store.records import Attempt
+from gateway.streams.chat import Assembler, ChatStream, Relay
+from gateway.streams.responses_writer import ResponsesWriter
+from gateway.streams.shape import AnswerStream
 from gateway.student import NotConfident, StudentAnswer, StudentFault, ask_student, student_body
 from gateway.tasks import StudentRuntime
 from gateway.turn import Reply, Turn
@@ -178,11 +183,10 @@ class StudentSide:
             return self.books.streamed(turn, self._stream(turn, answer))
         answer.response.close()
         turn.prefix = answer.gate.whole
-        body = answer.gate.answer.completion(turn.head, turn.request.logprobs)
-        return await self.books.whole(turn, body)
+        return await self.books.whole(turn, student_stream(turn, answer.gate.answer).answer())
 
     async def _stream(self, turn: Turn, answer: StudentAnswer) -> AsyncGenerator[bytes]:
-        out = ClientStream.of(turn, answer.gate.answer, self.books, strict=True)
+        out = ClientStream(turn, student_stream(turn, answer.gate.answer), self.books)
         try:
             while (raw := await answer.next()) is not None:
                 if part := out.take(raw):
@@ -192,7 +196,17 @@ class StudentSide:
         except StudentFault as fault:
             yield await out.fail(f"student_{fault.outcome}")
         finally:
-            out.leave(answer.response)
+            out.leave(answer.response.close)
+
+
+def student_stream(turn: Turn, whole: Assembler) -> AnswerStream:
+    """How a student's chat chunks reach the client of a turn."""
+    request = turn.request
+    if request.api is Api.RESPONSES:
+        ids = f"{ID_PREFIX}{turn.id}", f"msg_us{turn.id}"
+        return ResponsesWriter(*ids, int(turn.created_at), request.body, whole)
+    relay = Relay(turn.head, request.logprobs, request.include_usage, strict=True)
+    return ChatStream(relay, whole)
 
 
 async def _accepted(prefix: Prefix) -> bool:

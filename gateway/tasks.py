@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from gateway.errors import GatewayError
 from gateway.judging import Judge
-from gateway.settings import Config, Student, Task, Teacher
+from gateway.retry_budget import RetryBudget
+from gateway.settings import Config, Price, Student, Task, Teacher
+from gateway.slots import Slots
 from gateway.standing import Noise, Standing
 from gateway.upstream import Timeouts, Upstream
 from router.rows import Row
@@ -17,13 +19,34 @@ DEFAULT_TASK = "default"
 """Task name under which unjudged pass-through is captured and counted."""
 
 
+@dataclass(frozen=True, slots=True)
+class TeacherUpstream:
+    """One place to ask: its own model name and price."""
+
+    upstream: Upstream
+    model: str
+    price: Price
+
+    def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What it charges for a call."""
+        return self.price.cost_usd(prompt_tokens, completion_tokens)
+
+
 @dataclass(slots=True)
 class TeacherRuntime:
-    """The teacher's upstream. ``latency_s`` is a moving average, for deadlines."""
+    """The teacher's upstreams, in the order in which they are asked. ``latency_s`` is a moving
+    average, for deadlines."""
 
     settings: Teacher
-    upstream: Upstream
+    upstreams: Sequence[TeacherUpstream]
+    budget: RetryBudget
+    slots: Slots
     latency_s: float = 1.0
+
+    @property
+    def upstream(self) -> Upstream:
+        """The first."""
+        return self.upstreams[0].upstream
 
     @property
     def timeouts(self) -> Timeouts:

@@ -1,28 +1,38 @@
-"""The teacher's side of a request: one call, retried before its first byte only."""
+"""The teacher's side of a request: its upstreams in order, retried while nothing was served.
+
+An answer that nobody has seen a byte of can be asked for again: a refused connection, a 429 or
+5xx, and, where the answer is whole before it goes out (JSON, or a held stream), a cut, a stall, an
+in-band error or malformed bytes too. Retries at one upstream are bounded by number and by a
+budget; another upstream costs neither.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 import orjson
 
-from gateway.chunks import usage_tokens
 from gateway.errors import GatewayError
-from gateway.events import Events
-from gateway.schema import ChatRequest
-from gateway.settings import Teacher
+from gateway.events import End, Events
+from gateway.question import Question
+from gateway.slots import Priority
 from gateway.store.records import Attempt
-from gateway.tasks import TeacherRuntime
-from gateway.upstream import UpstreamError, UpstreamResponse, monotonic
+from gateway.streams.chat import spent_tokens
+from gateway.tasks import TeacherRuntime, TeacherUpstream
+from gateway.upstream import MALFORMED, UpstreamError, UpstreamResponse, monotonic
 
 RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504})
+WRONG_KEY = frozenset({401, 403})
 BACKOFF_S = 0.25
 LONGEST_WAIT_S = 5.0
+CLOSING_S = 0.5
+"""Grace for usage and [DONE] after the finish reason: an upstream that forgets them is done."""
 _PASSED_ON = ("retry-after", "retry-after-ms")
 _FINAL = {"x-should-retry": "false"}
 """The SDKs obey it: our own retries are used up, theirs would multiply them."""
@@ -30,12 +40,25 @@ _FINAL = {"x-should-retry": "false"}
 
 @dataclass(slots=True)
 class OpenTeacher:
-    """A teacher's answer whose head arrived with status 200."""
+    """A teacher's answer: whole (``body``), held whole (``held``), or begun (``events``)."""
 
-    response: UpstreamResponse
+    upstream: TeacherUpstream
     started: float
+    usage: Any = None
+    body: dict[str, Any] | None = None
+    held: list[Mapping[str, Any]] | None = None
+    response: UpstreamResponse | None = None
     first: Mapping[str, Any] | None = None
     events: Events | None = None
+    leave: Callable[[], None] | None = None
+
+    def close(self) -> None:
+        """Free the connection and the slot."""
+        if self.response is not None:
+            self.response.close()
+        if self.leave is not None:
+            self.leave()
+            self.leave = None
 
 
 class TeacherDown(Exception):
@@ -47,169 +70,291 @@ class TeacherDown(Exception):
         self.error = error
 
 
-def teacher_body(request: ChatRequest, model: str | None) -> dict[str, Any]:
-    """The client's body with the upstream's model name; usage is always asked for in streams,
-    because cost is counted. ``model`` None keeps the client's (pass-through)."""
-    body = dict(request.body)
-    if model is not None:
-        body["model"] = model
-    if request.stream:
-        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-    return body
+class _Failed(Exception):
+    """One attempt gave no answer. After a ``final`` one the same upstream is not asked again; its
+    breaker counts what is the upstream's ``fault``."""
+
+    def __init__(
+        self,
+        outcome: str,
+        status: int | None,
+        error: GatewayError,
+        *,
+        final: bool = False,
+        fault: bool = True,
+    ) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+        self.status = status
+        self.error = error
+        self.final = final
+        self.fault = fault
 
 
 @dataclass(slots=True)
 class TeacherCall:
-    """The attempts of one request. ``note`` is told of each failed one."""
+    """The attempts of one request. ``note`` is told of each one that ended; ``deadline`` is
+    monotonic seconds."""
 
     runtime: TeacherRuntime
     session: aiohttp.ClientSession
     note: Callable[[Attempt], None]
     rng: random.Random = field(default_factory=random.Random)
+    priority: Priority = Priority.LIVE
+    client_key: str | None = None
 
-    async def open(self, body: dict[str, Any], stream: bool) -> OpenTeacher:
-        """Ask until an answer begins.
+    async def open(self, question: Question, deadline: float | None = None) -> OpenTeacher:
+        """Ask until an answer begins, or where it has to be whole, until it is.
 
         Raises:
-            TeacherDown: it cannot be reached, or answers 429 or 5xx on every attempt.
+            TeacherDown: no upstream gave one within attempts, budget and time.
             GatewayError: ``teacher_refused`` with the teacher's own 4xx.
         """
-        payload = orjson.dumps(body)
-        error: GatewayError | None = None
-        for number in range(self.settings.retries + 1):
-            if not self.runtime.upstream.breaker.allow(monotonic()):
-                break
-            answer = await self._attempt(payload, stream)
-            if isinstance(answer, OpenTeacher):
-                return answer
-            error = answer
-            if number < self.settings.retries:
-                await asyncio.sleep(self._pause(number, error))
-        raise TeacherDown(error or self._unavailable("its circuit is open after failures"))
-
-    @property
-    def settings(self) -> Teacher:
-        """The teacher's configuration."""
-        return self.runtime.settings
-
-    async def _attempt(self, payload: bytes, stream: bool) -> OpenTeacher | GatewayError:
-        started = monotonic()
-        upstream, settled = self.runtime.upstream, False
-        timeouts = self.runtime.timeouts
+        leave = await self._slot()
+        self.runtime.budget.asked()
+        opened = None
         try:
-            response = await upstream.post(self.session, "/chat/completions", payload, timeouts)
-            try:
-                result = await self._judge_head(response, started, stream)
-            except BaseException:
-                response.close()
-                raise
-            settled = True
-        except UpstreamError as error:
-            settled = True
-            return self._failed(error.kind, None, started, self._explained(error))
-        except asyncio.CancelledError:
-            # Given up for a faster student or by the client: it may have been paid for.
-            self.note(self.record("abandoned", None, started))
+            async with asyncio.timeout_at(_loop_time(deadline)):
+                opened = await self._attempts(question)
+        except TimeoutError:
+            raise TeacherDown(
+                GatewayError("deadline_exceeded", "No answer within the request's deadline.")
+            ) from None
+        finally:
+            if opened is None or opened.response is None:
+                leave()
+        if opened.response is not None:
+            opened.leave = leave
+        return opened
+
+    async def _attempts(self, question: Question) -> OpenTeacher:
+        """Every upstream in turn, then, as the budget allows, from the first again."""
+        upstreams = self.runtime.upstreams if question.anywhere else self.runtime.upstreams[:1]
+        limit = monotonic() + self.runtime.settings.total_timeout_s
+        waiting = list(upstreams)
+        error: GatewayError | None = None
+        for number in range(self.runtime.settings.retries + 1):
+            for upstream in list(waiting):
+                if monotonic() >= limit or not upstream.upstream.ready(monotonic()):
+                    continue
+                try:
+                    return await self._attempt(upstream, question, limit)
+                except _Failed as failed:
+                    error = failed.error
+                    if failed.final:
+                        waiting.remove(upstream)
+            if number < self.runtime.settings.retries and not await self._again(waiting, number):
+                break
+        raise TeacherDown(error or self._resting(upstreams))
+
+    async def _again(self, upstreams: Sequence[TeacherUpstream], number: int) -> bool:
+        """Pause before the next round; False where there is no use in one."""
+        rest = min((u.upstream.rests_s(monotonic()) for u in upstreams), default=math.inf)
+        if rest > LONGEST_WAIT_S or not self.runtime.budget.take():
+            return False
+        pause: float = BACKOFF_S * 2**number * self.rng.uniform(0.5, 1.5)
+        await asyncio.sleep(min(max(pause, rest), LONGEST_WAIT_S))
+        return True
+
+    async def _attempt(
+        self, upstream: TeacherUpstream, question: Question, limit: float
+    ) -> OpenTeacher:
+        started = monotonic()
+        outcome: str = "abandoned"
+        status: int | None = None
+        opened: OpenTeacher | None = None
+        breaker = upstream.upstream.breaker
+        try:
+            async with asyncio.timeout_at(_loop_time(limit)):
+                opened = await self._asked(upstream, question, started)
+        except TimeoutError:
+            outcome = "timeout"
+            breaker.failed(monotonic())
+            raise _Failed(outcome, None, self._unavailable("no whole answer in time")) from None
+        except _Failed as failed:
+            outcome, status = failed.outcome, failed.status
+            if failed.fault:
+                breaker.failed(monotonic())
+            else:
+                breaker.succeeded()
+            raise
+        except GatewayError as refused:
+            outcome, status = f"http_{refused.status}", refused.status
+            breaker.succeeded()
             raise
         finally:
-            if not settled:
-                upstream.breaker.abandoned()
-        return result
+            if opened is None:
+                if outcome == "abandoned":  # by a faster student or by the client: it may cost
+                    breaker.abandoned()
+                self._noted(upstream, outcome, status, started, None)
+        if opened.response is None:
+            self.settle(opened, "ok", opened.usage)
+        return opened
 
-    async def _judge_head(
-        self, response: UpstreamResponse, started: float, stream: bool
-    ) -> OpenTeacher | GatewayError:
-        if response.status == 200:
-            return await self._begun(response, started, stream)
+    async def _asked(
+        self, upstream: TeacherUpstream, question: Question, started: float
+    ) -> OpenTeacher:
+        limits = self.runtime.timeouts
+        payload = question.payload(upstream.model)
+        key = self.client_key if upstream is self.runtime.upstreams[0] else None
+        try:
+            response = await upstream.upstream.post(
+                self.session, question.path, payload, limits, key=key
+            )
+        except UpstreamError as error:
+            raise _Failed(error.kind, None, self._unavailable(str(error))) from error
+        kept = False
+        try:
+            if response.status != 200:
+                raise await self._refused(upstream, response)
+            opened = await self._answered(upstream, question, response, started)
+            kept = opened.response is not None
+            return opened
+        except UpstreamError as error:
+            raise _Failed(error.kind, 200, self._broken(error)) from error
+        finally:
+            if not kept:
+                response.close()
+
+    async def _answered(
+        self,
+        upstream: TeacherUpstream,
+        question: Question,
+        response: UpstreamResponse,
+        started: float,
+    ) -> OpenTeacher:
+        if not question.stream:
+            body = question.whole(await response.read())
+            if body is None:
+                raise UpstreamError("malformed", "its answer is none that this endpoint gives")
+            return OpenTeacher(upstream, started, body.get("usage"), body=body)
+        events = Events(response)
+        if question.held:
+            held, usage = await _collected(question, events)
+            return OpenTeacher(upstream, started, usage, held=held)
+        first = await events.next()
+        if isinstance(first, End):
+            raise UpstreamError("empty", "its stream held nothing")
+        if question.reader().failed(first):
+            raise UpstreamError("in_band_error", "its stream began with an error")
+        return OpenTeacher(upstream, started, response=response, first=first, events=events)
+
+    async def _refused(self, upstream: TeacherUpstream, response: UpstreamResponse) -> Exception:
+        """What an answer other than 200 means for the request."""
         raw = await response.read()
-        response.close()
-        if response.status in RETRYABLE:
-            status = 429 if response.status == 429 else 502
-            return self._failed(
-                f"http_{response.status}", response.status, started,
-                self._passed_on(response, raw, status),
-            )  # fmt: skip
-        self.runtime.upstream.breaker.succeeded()
-        self.note(self.record(f"http_{response.status}", response.status, started))
-        if 400 <= response.status < 500 and response.status not in {401, 403}:
-            raise self._passed_on(response, raw, response.status)
-        raise TeacherDown(
+        status = response.status
+        if status in RETRYABLE or status >= 500:
+            upstream.upstream.cool(_retry_after_s(response.headers), monotonic())
+            shown = 429 if status == 429 else 502
+            return _Failed(f"http_{status}", status, self._passed_on(response, raw, shown))
+        if 400 <= status < 500 and status not in WRONG_KEY:
+            return self._passed_on(response, raw, status)
+        if status in WRONG_KEY and self.client_key is not None:
+            return self._passed_on(response, raw, status)
+        return _Failed(
+            f"http_{status}",
+            status,
             GatewayError(
                 "teacher_error",
-                f"The teacher answered {response.status}; its key or address may be wrong.",
+                f"The teacher answered {status}; its key or address may be wrong.",
                 headers=_FINAL,
-            )
+            ),
+            final=True,
+            fault=False,
         )
 
-    async def _begun(
-        self, response: UpstreamResponse, started: float, stream: bool
-    ) -> OpenTeacher | GatewayError:
-        if not stream:
-            return OpenTeacher(response, started)
-        events = Events(response)
-        first = await events.next()
-        if isinstance(first, Mapping) and first.get("error") is None:
-            return OpenTeacher(response, started, first, events)
-        response.close()
-        return self._failed(
-            "in_band_error" if isinstance(first, Mapping) else "empty", 200, started,
-            GatewayError(
-                "teacher_error", "The teacher's stream began with an error.", headers=_FINAL
-            ),
-        )  # fmt: skip
+    async def _slot(self) -> Callable[[], None]:
+        slots = self.runtime.slots
+        patience = self.runtime.settings.first_byte_timeout_s
+        try:
+            async with asyncio.timeout(patience if self.priority is Priority.LIVE else None):
+                await slots.acquire(self.priority)
+        except TimeoutError:
+            raise TeacherDown(
+                GatewayError(
+                    "teacher_unavailable",
+                    "The teacher's quota of calls at once is used up. Try again later.",
+                    headers={"retry-after": "1"},
+                )
+            ) from None
+        return slots.release
 
-    def _failed(
-        self, outcome: str, status: int | None, started: float, error: GatewayError
-    ) -> GatewayError:
-        self.runtime.upstream.breaker.failed(monotonic())
-        self.note(self.record(outcome, status, started))
-        return error
+    def settle(self, opened: OpenTeacher, outcome: str, usage: Any) -> str:
+        """Tell the breaker how an answer ended, and book it."""
+        runtime, upstream = self.runtime, opened.upstream
+        if outcome == "ok":
+            upstream.upstream.breaker.succeeded()
+            runtime.took(monotonic() - opened.started)
+        elif outcome == "abandoned":
+            upstream.upstream.breaker.abandoned()
+        else:
+            upstream.upstream.breaker.failed(monotonic())
+        self._noted(upstream, outcome, 200, opened.started, usage)
+        return outcome
 
-    def record(
+    def _noted(
         self,
+        upstream: TeacherUpstream,
+        outcome: str,
+        status: int | None,
+        started: float,
+        usage: Any,
+    ) -> None:
+        self.note(self.record(upstream, outcome, status, started, usage))
+
+    @staticmethod
+    def record(
+        upstream: TeacherUpstream,
         outcome: str,
         status: int | None,
         started: float,
         usage: Mapping[str, Any] | None = None,
     ) -> Attempt:
         """The record of one attempt, priced by its usage."""
-        prompt = usage_tokens(usage, "prompt_tokens")
-        completion = usage_tokens(usage, "completion_tokens")
+        prompt, completion = spent_tokens(usage)
         return Attempt(
-            self.runtime.upstream.name,
+            upstream.upstream.name,
             "teacher",
             outcome,
             status,
             prompt,
             completion,
-            teacher_cost_usd(self.settings, prompt, completion),
+            upstream.cost_usd(prompt, completion),
             round((monotonic() - started) * 1000, 3),
         )
 
-    def _pause(self, number: int, error: GatewayError) -> float:
-        wait: float = BACKOFF_S * 2**number * self.rng.uniform(0.5, 1.5)
-        asked = error.headers.get("retry-after", "")
-        if asked.replace(".", "", 1).isdigit():
-            wait = max(wait, float(asked))
-        return min(wait, LONGEST_WAIT_S)
+    def _resting(self, upstreams: Sequence[TeacherUpstream]) -> GatewayError:
+        """Nobody may be asked now: say for how long."""
+        now = monotonic()
+        seconds = max(1, math.ceil(min(u.upstream.rests_s(now) for u in upstreams)))
+        headers = {"retry-after": str(seconds)}
+        if all(u.upstream.cooling(now) for u in upstreams):
+            message = "Every teacher upstream asked for a pause. Try again later."
+            return GatewayError("teacher_error", message, status=429, headers=headers)
+        return GatewayError(
+            "teacher_unavailable",
+            "The teacher is not available: its circuit is open after failures. Try again later.",
+            headers=headers,
+        )
 
-    def _explained(self, error: UpstreamError) -> GatewayError:
-        if error.kind != "malformed":
-            return self._unavailable(str(error))
+    @staticmethod
+    def _broken(error: UpstreamError) -> GatewayError:
         return GatewayError(
             "teacher_error",
-            f"The teacher's stream began with something else: {error}.",
+            f"The teacher gave no whole answer ({error.kind}: {error}). Try again.",
             headers=_FINAL,
         )
 
-    def _unavailable(self, why: str) -> GatewayError:
+    @staticmethod
+    def _unavailable(why: str) -> GatewayError:
         return GatewayError(
             "teacher_unavailable",
             f"The teacher is not available: {why}. Try again later.",
             headers=_FINAL,
         )
 
-    def _passed_on(self, response: UpstreamResponse, raw: bytes, status: int) -> GatewayError:
+    @staticmethod
+    def _passed_on(response: UpstreamResponse, raw: bytes, status: int) -> GatewayError:
         headers = {k: response.headers[k] for k in _PASSED_ON if k in response.headers}
         if status >= 500 or status == 429:
             headers |= _FINAL
@@ -222,10 +367,45 @@ class TeacherCall:
         )
 
 
-def teacher_cost_usd(settings: Teacher, prompt_tokens: int, completion_tokens: int) -> float:
-    """What the teacher charges for a call."""
-    price = settings.price
-    return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6
+async def _collected(
+    question: Question, events: Events
+) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
+    """Every event of a stream that has to be whole before any of it goes out.
+
+    Raises:
+        UpstreamError: it is not.
+    """
+    reader, held = question.reader(), list[Mapping[str, Any]]()
+    while True:
+        event = await (events.next_within(CLOSING_S) if reader.finished else events.next())
+        if isinstance(event, End):
+            break
+        if reader.failed(event):
+            raise UpstreamError("in_band_error", "its stream reported an error")
+        try:
+            reader.learn(event)
+        except MALFORMED as error:
+            raise UpstreamError("malformed", "an event has another shape") from error
+        held.append(event)
+    if not reader.finished:
+        raise UpstreamError("cut" if held else "empty", "its stream ended early")
+    return held, reader.usage
+
+
+def _loop_time(deadline: float | None) -> float | None:
+    """A monotonic time on the loop's clock; None where there is no bound."""
+    if deadline is None:
+        return None
+    return asyncio.get_running_loop().time() + max(0.0, deadline - monotonic())
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that an upstream asks to be left alone; None where it does not say."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        if value.replace(".", "", 1).isdigit() and value.isascii():
+            return float(value) / unit
+    return None
 
 
 def _openai_error(raw: bytes) -> Mapping[str, Any] | None:

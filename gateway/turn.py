@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
+from gateway.api.request import Api, ApiRequest
 from gateway.auth import Principal
-from gateway.schema import ChatRequest
 from gateway.store.records import Attempt, Draw, Exchange, Status
 from gateway.tasks import TaskRuntime
 from gateway.verdict import Reason, ServedBy, Verdict
@@ -32,6 +32,8 @@ class Wishes:
     hold: int | Literal["all"] | None = None
     deadline_s: float | None = None
     explain: bool = False
+    teacher_key: str | None = field(default=None, repr=False)
+    """The client's own key for the teacher; never stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Turn:
     started: float
     principal: Principal
     task: TaskRuntime
-    request: ChatRequest
+    request: ApiRequest
     wishes: Wishes
     verdict: Verdict = field(init=False)
     attempts: list[Attempt] = field(default_factory=list)
@@ -91,10 +93,23 @@ class Turn:
         self.verdict = replace(self.verdict, score=score)
 
     @property
+    def held_whole(self) -> bool:
+        """Whether a stream is to be whole before anything of it goes out: then every fault of it,
+        the teacher's too, can still be answered by another attempt."""
+        router = self.task.settings.router
+        return (self.wishes.hold or (router.hold if router else None)) == "all"
+
+    @property
+    def deadline(self) -> float | None:
+        """When the client stops waiting, in monotonic seconds."""
+        return None if self.wishes.deadline_s is None else self.started + self.wishes.deadline_s
+
+    @property
     def head(self) -> dict[str, Any]:
         """id, created and model of the answer: ours, and the name the client asked for."""
+        prefix = "cmpl" if self.request.api is Api.COMPLETIONS else "chatcmpl"
         return {
-            "id": f"chatcmpl-{self.id}",
+            "id": f"{prefix}-{self.id}",
             "created": int(self.created_at),
             "model": self.request.model,
         }
@@ -162,6 +177,7 @@ class Turn:
             arm=verdict.arm,
             error=error,
             request=self.request.body,
+            api=self.request.api,
             answer=answer,
             prefix=_prefix_json(self.prefix),
             draw_p=self.draw_p,

@@ -42,6 +42,7 @@ class Timeouts:
 
 
 MAX_ANSWER_BYTES = 64 << 20
+LONGEST_COOLING_S = 60.0
 
 
 class UpstreamResponse:
@@ -118,6 +119,24 @@ class Upstream:
     api_key: str | None
     breaker: Breaker = field(default_factory=Breaker)
     in_flight: int = 0
+    _cool_until: float = 0.0
+
+    def cool(self, seconds: float | None, now: float) -> None:
+        """Leave it alone for as long as it asked (``Retry-After``), a minute at most."""
+        if seconds is not None:
+            self._cool_until = max(self._cool_until, now + min(seconds, LONGEST_COOLING_S))
+
+    def cooling(self, now: float) -> bool:
+        """Whether it asked to be left alone."""
+        return now < self._cool_until
+
+    def ready(self, now: float) -> bool:
+        """Whether it may be called; a half-open breaker counts this as its one probe."""
+        return not self.cooling(now) and self.breaker.allow(now)
+
+    def rests_s(self, now: float) -> float:
+        """Seconds until it may be called."""
+        return max(0.0, self._cool_until - now, self.breaker.rests_s(now))
 
     async def post(
         self,
@@ -126,15 +145,16 @@ class Upstream:
         body: bytes,
         timeouts: Timeouts,
         content_type: str = _JSON,
+        key: str | None = None,
     ) -> UpstreamResponse:
-        """Send a request and wait for the status line.
+        """Send a request and wait for the status line; ``key`` replaces the upstream's own.
 
         Raises:
             UpstreamError: ``connect`` or ``timeout``.
         """
         headers = {"content-type": content_type}
-        if self.api_key:
-            headers["authorization"] = f"Bearer {self.api_key}"
+        if key or self.api_key:
+            headers["authorization"] = f"Bearer {key or self.api_key}"
         self.in_flight += 1
         try:
             async with asyncio.timeout(timeouts.connect_s + timeouts.first_byte_s):

@@ -24,6 +24,7 @@ def read_wishes(headers: Mapping[str, str], side: str | None) -> Wishes:
         _hold(headers.get("x-understudy-hold")),
         _deadline_s(headers.get("x-understudy-deadline-ms")),
         headers.get("x-understudy-explain") == "1",
+        headers.get("x-understudy-teacher-key"),
     )
 
 

@@ -11,11 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
 from deploy.demo.play import Tally
-from gateway.chunks import usage_tokens
 from gateway.settings import Task
 from gateway.store.records import Filter
 from gateway.store.sqlite import SqliteStore
-from gateway.teacher import teacher_cost_usd
+from gateway.streams.chat import usage_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +39,15 @@ def money(tally: Tally, task: Task, store: SqliteStore, student_s: float) -> Mon
 
 
 def _teacher_only(tally: Tally, task: Task) -> float:
-    return sum(teacher_cost_usd(task.teacher, *s.teacher_tokens) for s in tally.seen)
+    return sum(task.teacher.price.cost_usd(*s.teacher_tokens) for s in tally.seen)
 
 
 def _draw_cost(answer: Mapping[str, Any] | None, task: Task) -> float:
     usage = (answer or {}).get("usage")
     if (answer or {}).get("model") == (task.student.model if task.student else None):
         return 0.0
-    return teacher_cost_usd(
-        task.teacher,
-        usage_tokens(usage, "prompt_tokens"),
-        usage_tokens(usage, "completion_tokens"),
+    return task.teacher.price.cost_usd(
+        usage_tokens(usage, "prompt_tokens"), usage_tokens(usage, "completion_tokens")
     )
 
 

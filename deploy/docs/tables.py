@@ -53,6 +53,8 @@ REQUEST_HEADERS: Mapping[str, str] = {
     "x-understudy-hold": "Tokens held back before a stream is released, or `all`; never fewer than "
     "the gated prefix.",
     "x-understudy-deadline-ms": "Milliseconds in which the client needs its answer.",
+    "x-understudy-teacher-key": "The client's own key for the teacher, where `teacher.accept_client_key` "
+    "allows it. It is used for the first upstream and kept nowhere.",
     "x-understudy-explain": "`1` adds an `understudy` object to the body or the last chunk.",
 }
 RESPONSE_HEADERS: Mapping[str, str] = {

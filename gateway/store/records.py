@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from gateway.api.request import Api
+
 
 class Status(StrEnum):
     """How an exchange ended."""
@@ -89,6 +91,7 @@ class Exchange:
     student: str | None = None
     router: str | None = None
     arm: str = "incumbent"
+    api: Api = Api.CHAT
     error: str | None = None
     prefix: Mapping[str, Any] | None = None
     draw_p: float | None = None
@@ -119,6 +122,7 @@ class PendingDraw:
     request: Mapping[str, Any]
     answer: Mapping[str, Any] | None
     router: str | None
+    api: Api = Api.CHAT
 
 
 @dataclass(frozen=True, slots=True)

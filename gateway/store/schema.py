@@ -74,7 +74,9 @@ CREATE TABLE probes (
 CREATE TABLE probe_leases (task TEXT PRIMARY KEY, until REAL NOT NULL) STRICT
 """
 
-_STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT}
+_API = "ALTER TABLE exchanges ADD COLUMN api TEXT NOT NULL DEFAULT 'chat'"
+
+_STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT, 2: _API}
 """What takes a file of that version to the next one."""
 
 SCHEMA_VERSION = len(_STEPS)

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import orjson
 
+from gateway.api.request import Api
 from gateway.errors import StoreError
 from gateway.store.records import (
     Attempt,
@@ -31,6 +32,7 @@ _COLUMNS = (
     "id", "created_at", "task", "principal", "model", "stream", "status", "served_by", "reason",
     "would_be_reason", "score", "threshold", "ood_score", "template", "student", "router", "arm",
     "error", "request", "answer", "prefix", "draw_p", "overhead_ms", "total_ms",
+    "api",
 )  # fmt: skip
 _JSON = frozenset({"request", "answer", "prefix"})
 _ATTEMPT = tuple(f.name for f in dataclasses.fields(Attempt))
@@ -130,14 +132,16 @@ class SqliteStore:
         """The oldest draws that wait for their second answer."""
         rows = self._db.execute(
             "SELECT d.exchange_id, d.task, d.wants, d.tries, e.created_at, e.request, e.answer, "
-            "e.router FROM draws d "
+            "e.router, e.api FROM draws d "
             "JOIN exchanges e ON e.id = d.exchange_id WHERE d.state='pending' "
             "ORDER BY d.updated_at LIMIT ?",
             (limit,),
         )
         return [
-            PendingDraw(id_, task, wants, tries, at, _load(request), _load(answer), router)
-            for id_, task, wants, tries, at, request, answer, router in rows
+            PendingDraw(
+                id_, task, wants, tries, at, _load(request), _load(answer), router, Api(api)
+            )
+            for id_, task, wants, tries, at, request, answer, router, api in rows
         ]
 
     def judgement(self, key: str) -> bool | None:
@@ -211,6 +215,7 @@ class SqliteStore:
             values[name] = _load(values[name])
         values["stream"] = bool(values["stream"])
         values["status"] = Status(values["status"])
+        values["api"] = Api(values["api"])
         values["attempts"] = self._attempts(values["id"])
         values["draw"] = self._draw(values["id"])
         return Exchange(**values)
@@ -240,7 +245,7 @@ def _column(exchange: Exchange, name: str) -> Any:
         return _dump(value)
     if name == "stream":
         return int(value)
-    return str(value) if isinstance(value, Status) else value
+    return str(value) if isinstance(value, Status | Api) else value
 
 
 def _dump(value: Any) -> bytes | None:

@@ -90,7 +90,7 @@ async def test_a_client_that_leaves_mid_stream_frees_the_teacher_and_the_part_is
         await wire.event(teacher_chunk({"role": "assistant", "content": "first words"}))
         await asyncio.sleep(3600)
 
-    async with rig(tmp_path, teacher={"idle_timeout_s": 60}) as r:
+    async with rig(tmp_path, router={"hold": 32}, teacher={"idle_timeout_s": 60}) as r:
         r.teacher.handler = slow
         body = {"model": "banking-intents", "stream": True,
                 "messages": [{"role": "user", "content": FAR}]}  # fmt: skip
@@ -112,7 +112,7 @@ async def test_a_stalled_teacher_ends_in_an_error_event(tmp_path: Path) -> None:
         await wire.event(teacher_chunk({"role": "assistant", "content": "half"}))
         await asyncio.sleep(3600)
 
-    async with rig(tmp_path, teacher={"idle_timeout_s": 0.2}) as r:
+    async with rig(tmp_path, router={"hold": 32}, teacher={"idle_timeout_s": 0.2}) as r:
         r.teacher.handler = stalls
         response = await r.ask(FAR, stream=True)
         assert "[DONE]" not in response.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.chunks import Assembler, Relay
+from gateway.streams.chat import Assembler, Relay
 from tests.fakes.answers import USAGE, teacher_chunk, vllm_events
 
 HEAD = {"id": "chatcmpl-1", "created": 7, "model": "asked-for"}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.api.chat import parse_chat
 from gateway.errors import GatewayError
-from gateway.schema import parse_chat
 
 USER = [{"role": "user", "content": "hi"}]
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import GatewayError
+from gateway.retry_budget import RetryBudget
 from gateway.settings import Config
-from gateway.tasks import TaskRuntime, Tasks, TeacherRuntime
+from gateway.slots import Slots
+from gateway.tasks import TaskRuntime, Tasks, TeacherRuntime, TeacherUpstream
 from gateway.upstream import Upstream
 from router.template import Message, fingerprint
 from tests.fakes.rig import config_data
@@ -30,7 +32,12 @@ def tasks(*matches: dict[str, Any] | None, default: str | None = None) -> Tasks:
         TaskRuntime(
             t.name,
             t,
-            TeacherRuntime(t.teacher, Upstream(t.name, "http://t", None)),
+            TeacherRuntime(
+                t.teacher,
+                [TeacherUpstream(Upstream(t.name, "http://t", None), "m", t.teacher.price)],
+                RetryBudget(0.1),
+                Slots(None),
+            ),
             None,
             None,
             None,

@@ -32,7 +32,7 @@ def config_file(r: Rig, folder: Path) -> str:
 
 
 async def test_list_show_and_export(tmp_path: Path) -> None:
-    async with rig(tmp_path, risk={"draw_rate": 1.0}, says="apr") as r:
+    async with rig(tmp_path, router={"hold": 32}, risk={"draw_rate": 1.0}, says="apr") as r:
         config = config_file(r, tmp_path)
         await r.ask(IN_DOMAIN)
         await r.ask(FAR)

@@ -66,7 +66,7 @@ async def test_models_and_paths(tmp_path: Path) -> None:
         check(await r.ask(model="gpt-7"), 404, "model_not_found")
         check(await r.ask(model="banking-intents:other"), 404, "model_not_found")
         check(await r.client.get("/v1/models/none"), 404, "model_not_found")
-        check(await r.client.post("/v1/embeddings"), 404, "unknown_path")
+        check(await r.client.post("/v1/moderations"), 404, "unknown_path")
         check(await r.client.get("/"), 404, "unknown_path")
         check(await r.client.get("/v1/chat/completions"), 405, "method_not_allowed")
         for name in ("banking-intents", "banking-intents:teacher", "gpt-4o-mini"):

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.chunks import Assembler, Relay
 from gateway.gate import Gate
+from gateway.streams.chat import Assembler, Relay
 from gateway.upstream import MALFORMED
 from tests.fakes.answers import completion, teacher_events, vllm_events
 from tests.fakes.rig import ANSWER, FAR, IN_DOMAIN, rig

@@ -84,7 +84,10 @@ async def test_errors_are_the_sdk_s_own_classes(tmp_path: Path) -> None:
 
 
 async def test_a_broken_stream_raises_instead_of_ending(tmp_path: Path) -> None:
-    async with rig(tmp_path) as r, AsyncOpenAI(base_url=f"{r.url}/v1", api_key=KEY) as client:
+    async with (
+        rig(tmp_path, router={"hold": 32}) as r,
+        AsyncOpenAI(base_url=f"{r.url}/v1", api_key=KEY) as client,
+    ):
         begun = teacher_chunk({"role": "assistant", "content": "half an"})
         r.teacher.handler = scripted(encoded([begun], done=False), end=False)
         stream = await client.chat.completions.create(**chat(FAR), stream=True)

@@ -14,13 +14,13 @@ from tests.fakes.upstream import Received, Wire
 
 TOP: dict[str, Any] = {
     "default": {"passthrough": "teacher"},
-    "passthrough_paths": ["/v1/embeddings"],
+    "passthrough_paths": ["/v1/moderations"],
 }
 BODY = b'{"model": "embed-1",   "input": ["a"], "odd": 1.50}'
 
 
 async def embeds(received: Received, wire: Wire) -> None:
-    """An embeddings endpoint; the answer's bytes are odd on purpose."""
+    """A moderations endpoint; the answer's bytes are odd on purpose."""
     raw = b'{"object": "list",  "data": []}'
     await wire.head(201, {"content-type": "application/json", "content-length": str(len(raw)),
                           "set-cookie": "a=b"})  # fmt: skip
@@ -30,7 +30,7 @@ async def embeds(received: Received, wire: Wire) -> None:
 async def test_bytes_and_status_pass_untouched_and_say_so(tmp_path: Path) -> None:
     async with rig(tmp_path, top=TOP) as r:
         r.teacher.handler = embeds
-        response = await r.client.post("/v1/embeddings", content=BODY)
+        response = await r.client.post("/v1/moderations", content=BODY)
         assert response.status_code == 201
         assert response.content == b'{"object": "list",  "data": []}'
         assert response.headers["content-type"] == "application/json"
@@ -38,7 +38,7 @@ async def test_bytes_and_status_pass_untouched_and_say_so(tmp_path: Path) -> Non
         assert response.headers["x-request-id"]
         assert "set-cookie" not in response.headers
         received = r.teacher.requests[0]
-        assert received.path == "/v1/embeddings"
+        assert received.path == "/v1/moderations"
         assert received.headers["authorization"] == f"Bearer {TEACHER_KEY}"
         assert received.body == {"model": "embed-1", "input": ["a"], "odd": 1.5}
         assert not r.stored()
@@ -47,11 +47,11 @@ async def test_bytes_and_status_pass_untouched_and_say_so(tmp_path: Path) -> Non
 async def test_only_listed_paths_exist_and_only_for_keys_of_every_task(tmp_path: Path) -> None:
     keys = [{"name": "app", "key_env": "UNDERSTUDY_KEY", "tasks": ["banking-intents"]}]
     async with rig(tmp_path, top={**TOP, "keys": keys}) as r:
-        denied = await r.client.post("/v1/embeddings", content=BODY)
+        denied = await r.client.post("/v1/moderations", content=BODY)
         assert denied.json()["error"]["code"] == "task_not_allowed"
-        for path in ("/v1/files", "/v1/embeddings/x", "/v1/../v1/admin"):
+        for path in ("/v1/files", "/v1/moderations/x", "/v1/../v1/admin"):
             assert (await r.client.post(path, content=BODY)).status_code == 404
-        assert (await r.client.get("/v1/embeddings")).status_code == 405
+        assert (await r.client.get("/v1/moderations")).status_code == 405
         assert not r.teacher.requests
 
 
@@ -64,7 +64,7 @@ async def test_an_answer_that_is_cut_does_not_end_well(tmp_path: Path) -> None:
     async with rig(tmp_path, top=TOP) as r:
         r.teacher.handler = cuts
         with pytest.raises(httpx.RemoteProtocolError):
-            await r.client.post("/v1/embeddings", content=BODY)
+            await r.client.post("/v1/moderations", content=BODY)
 
 
 async def test_a_dead_upstream_is_a_503_and_a_client_that_leaves_frees_it(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ async def test_a_dead_upstream_is_a_503_and_a_client_that_leaves_frees_it(tmp_pa
         with pytest.raises(httpx.ReadTimeout):
             async with httpx.AsyncClient(base_url=r.url, timeout=0.2) as impatient:
                 auth = {"authorization": f"Bearer {KEY}"}
-                await impatient.post("/v1/embeddings", content=BODY, headers=auth)
+                await impatient.post("/v1/moderations", content=BODY, headers=auth)
         await r.settled()
         assert (r.teacher.open, r.task.teacher.upstream.in_flight) == (0, 0)
 
@@ -81,7 +81,7 @@ async def test_a_dead_upstream_is_a_503_and_a_client_that_leaves_frees_it(tmp_pa
             wire.reset()
 
         r.teacher.handler = dead
-        response = await r.client.post("/v1/embeddings", content=BODY)
+        response = await r.client.post("/v1/moderations", content=BODY)
         assert (response.status_code, response.json()["error"]["code"]) == (
             503,
             "teacher_unavailable",
@@ -91,6 +91,6 @@ async def test_a_dead_upstream_is_a_503_and_a_client_that_leaves_frees_it(tmp_pa
 async def test_a_draining_gateway_takes_no_passthrough_either(tmp_path: Path) -> None:
     async with rig(tmp_path, top=TOP) as r:
         r.service.draining = True
-        response = await r.client.post("/v1/embeddings", content=BODY)
+        response = await r.client.post("/v1/moderations", content=BODY)
         assert response.json()["error"]["code"] == "shutting_down"
         assert not r.teacher.requests

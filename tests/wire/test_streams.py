@@ -195,7 +195,7 @@ async def test_an_in_band_error_of_the_student_is_rescued_despite_its_done(tmp_p
 
 async def test_an_in_band_error_of_the_teacher_voids_its_done(tmp_path: Path) -> None:
     error = {"error": {"message": "boom", "type": "server_error", "code": None}}
-    async with rig(tmp_path) as r:
+    async with rig(tmp_path, router={"hold": 32}) as r:
         r.teacher.handler = scripted(
             encoded([teacher_chunk({"role": "assistant", "content": "te"}), error])
         )

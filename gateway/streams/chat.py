@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.errors import GatewayError
+from gateway.sse import DONE, encode
+from gateway.streams.shape import error_event, is_error
+
 _KEPT = ("index", "delta", "finish_reason")
 """Of a student's choice. vLLM's own fields (stop_reason, token_ids, …) are no part of the API."""
 
@@ -156,6 +160,70 @@ class Relay:
         if self.strict:
             choice["logprobs"] = trimmed(raw.get("logprobs"), self.logprobs)
         return choice
+
+
+@dataclass(slots=True)
+class ChatStream:
+    """One chat completion on its way out: chunks flow, the end is held back.
+
+    ``whole`` is learned by ``learn``, or elsewhere where the student's gate does it.
+    """
+
+    relay: Relay
+    whole: Assembler
+    _tail: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every choice has its finish reason."""
+        return self.whole.finished
+
+    @property
+    def usage(self) -> Mapping[str, Any] | None:
+        """What the upstream counted."""
+        return self.whole.usage
+
+    def failed(self, event: Mapping[str, Any]) -> bool:
+        """Whether the upstream reports an error."""
+        return is_error(event)
+
+    def learn(self, event: Mapping[str, Any]) -> None:
+        """Merge a chunk."""
+        self.whole.feed(event)
+
+    def take(self, event: Mapping[str, Any], raw: bytes = b"") -> bytes:
+        """A cleaned chunk; nothing from the finish reason on."""
+        chunk = self.relay.chunk(event)
+        if chunk is None:
+            return b""
+        if self._tail or any(choice.get("finish_reason") for choice in chunk["choices"]):
+            self._tail.append(chunk)
+            return b""
+        return encode(chunk)
+
+    def answer(self) -> dict[str, Any]:
+        """The completion that the same call would have given unstreamed."""
+        return self.whole.completion(self.relay.head, self.relay.logprobs)
+
+    def close(self, note: Mapping[str, Any] | None) -> bytes:
+        """Finish reasons, usage where it was asked for, ``[DONE]``."""
+        if note is not None and self._tail:
+            self._tail[-1]["understudy"] = note
+        usage = self.relay.usage(self.whole.usage)
+        parts = [*self._tail, *([] if usage is None else [usage])]
+        return b"".join(encode(chunk) for chunk in parts) + DONE
+
+    def fail(self, error: GatewayError) -> bytes:
+        """An error event and no ``[DONE]``."""
+        return error_event(error)
+
+
+def spent_tokens(usage: Any) -> tuple[int, int]:
+    """Prompt and completion tokens of a usage object, under the names of either API."""
+    return (
+        usage_tokens(usage, "prompt_tokens") or usage_tokens(usage, "input_tokens"),
+        usage_tokens(usage, "completion_tokens") or usage_tokens(usage, "output_tokens"),
+    )
 
 
 def usage_tokens(usage: Any, name: str) -> int:
