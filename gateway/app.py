@@ -18,13 +18,14 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.request import Api
 from gateway.errors import GatewayError
 from gateway.ids import new_id
 from gateway.logs import log
 from gateway.service import EMBEDDINGS, Service
+from gateway.settings import OWN_PATHS
 from gateway.turn import Reply, Turn
 from gateway.upstream import UpstreamError
 
@@ -58,13 +59,6 @@ def create_app(service: Service) -> FastAPI:
     async def model(request: Request, name: str) -> Response:
         return _json(200, service.model(request.headers.get("authorization"), name))
 
-    async def forward(request: Request) -> Response:
-        answer = await service.begin_forward(request)
-        return _Watched(functools.partial(_forward, answer))
-
-    for path in (EMBEDDINGS, *service.config.passthrough_paths):
-        app.add_api_route(path, forward, methods=["POST"])
-
     if service.config.admin is not None:
         _add_admin(app, service)
 
@@ -81,13 +75,42 @@ def create_app(service: Service) -> FastAPI:
     async def metrics() -> Response:
         return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")
 
+    # The last route: which paths are listed is looked up at each request, since reloads change it.
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+    app.add_api_route("/v1/{path:path}", _forwarded(service), methods=methods)
     return app
 
 
 def _judged(service: Service, api: Api) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        turn = await service.begin(request, api)
-        return _Watched(functools.partial(_answer, service, turn))
+        principal = service.enter(request)
+        leave = functools.partial(service.leave, principal)
+        try:
+            turn = await service.begin(request, api, principal)
+        except BaseException:
+            leave()
+            raise
+        return _Watched(functools.partial(_answer, service, turn), leave)
+
+    return endpoint
+
+
+def _forwarded(service: Service) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        path = request.url.path
+        listed = path in {EMBEDDINGS, *service.config.passthrough_paths}
+        if not listed and path not in OWN_PATHS:
+            raise HTTPException(404)
+        if not listed or request.method != "POST":
+            raise HTTPException(405)
+        principal = service.enter(request)
+        leave = functools.partial(service.leave, principal)
+        try:
+            answer = await service.begin_forward(request, principal)
+        except BaseException:
+            leave()
+            raise
+        return _Watched(functools.partial(_forward, service, answer), leave)
 
     return endpoint
 
@@ -115,9 +138,12 @@ def _add_admin(app: FastAPI, service: Service) -> None:
 class _Watched(Response):
     """Serves while watching the client: a disconnect cancels the upstream call at once."""
 
-    def __init__(self, serve: Callable[[Send], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, serve: Callable[[Send], Coroutine[Any, Any, None]], leave: Callable[[], None]
+    ) -> None:
         super().__init__()
         self._serve = serve
+        self._leave = leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._serve(send))
@@ -131,6 +157,7 @@ class _Watched(Response):
         finally:
             for task in (work, gone):
                 task.cancel()
+            self._leave()
             await asyncio.gather(work, gone, return_exceptions=True)
 
 
@@ -143,19 +170,35 @@ async def _answer(service: Service, turn: Turn, send: Send) -> None:
         log("internal_error", id=turn.id, error=repr(error))
         await service.flow.books.failed(turn, _internal())
         reply = _error_reply(_internal(), turn.headers("yes"))
-    await _send(send, reply)
+    await _send(_patient(send, service), reply)
 
 
-async def _forward(answer: Callable[[], Awaitable[Reply]], send: Send) -> None:
+async def _forward(service: Service, answer: Callable[[], Awaitable[Reply]], send: Send) -> None:
     try:
         reply = await answer()
     except GatewayError as error:
         reply = _error_reply(error, {"x-request-id": new_id()})
     try:
-        await _send(send, reply)
+        await _send(_patient(send, service), reply)
     except UpstreamError as error:
         # Returning without the body's end makes the server cut the connection, as it must be.
         log("passthrough_cut", error=str(error))
+
+
+def _patient(send: Send, service: Service) -> Send:
+    """Sends within ``limits.send_timeout_s`` for each part: a client that reads no further must
+    not hold an upstream. Ending without the body's end makes the server cut the connection."""
+    limit = service.config.limits.send_timeout_s
+
+    async def within(message: Message) -> None:
+        try:
+            async with asyncio.timeout(limit):
+                await send(message)
+        except TimeoutError:
+            log("client_too_slow", seconds=limit)
+            raise asyncio.CancelledError from None
+
+    return within
 
 
 async def _send(send: Send, reply: Reply) -> None:

@@ -18,6 +18,7 @@ class Principal:
     name: str
     tasks: frozenset[str]
     may_override: bool
+    max_in_flight: int | None = None
 
     def may_use(self, task: str) -> bool:
         """Whether the task is open to this principal."""
@@ -33,11 +34,9 @@ class Keyring:
 
     def __init__(self, keys: Sequence[Key], secrets: Mapping[str, str]) -> None:
         self._digests = [
-            (
-                _digest(secrets[key.key_env]),
-                Principal(key.name, frozenset(key.tasks), key.may_override),
-            )
+            (digest, Principal(key.name, frozenset(key.tasks), key.may_override, key.max_in_flight))
             for key in keys
+            for digest in _digests(key, secrets)
         ]
 
     def principal(self, authorization: str | None) -> Principal:
@@ -80,6 +79,17 @@ class AdminKey:
                 "This path needs the admin key: 'Authorization: Bearer KEY'.",
                 headers={"www-authenticate": "Bearer"},
             )
+
+
+def digest_hex(key: str) -> str:
+    """What the configuration holds of a key."""
+    return _digest(key).hex()
+
+
+def _digests(key: Key, secrets: Mapping[str, str]) -> list[bytes]:
+    """Of every value that the key has now: several while it is being rotated."""
+    plain = [_digest(secrets[key.key_env])] if key.key_env else []
+    return plain + [bytes.fromhex(value) for value in key.sha256]
 
 
 def _digest(key: str) -> bytes:

@@ -38,6 +38,15 @@ def serve(config: ConfigFile) -> None:
         _fail([f"{config}: {problem}" for problem in error.problems])
     except StoreError as error:
         _fail([f"{config}: store: {error}"])
+
+    def again() -> tuple[Config, dict[str, str]]:
+        try:
+            changed = load_config(config)
+            return changed, read_secrets(changed, environment())
+        except ConfigError as error:
+            raise ConfigError([_in_file(config, problem) for problem in error.problems]) from error
+
+    service.source = again
     raise typer.Exit(run(service))
 
 
@@ -155,6 +164,10 @@ def _readable(result: dict[str, Any]) -> str:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _in_file(path: Path, problem: str) -> str:
+    return problem if problem.startswith(str(path)) else f"{path}: {problem}"
 
 
 def _loaded(path: Path) -> Config:

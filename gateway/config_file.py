@@ -43,7 +43,7 @@ def read_secrets(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
         if not environ.get(variable)
     ]
     secrets = {env: environ[env] for _, env in named_secrets(config) if environ.get(env)}
-    values = [secrets.get(key.key_env) for key in config.keys]
+    values = [secrets.get(key.key_env) for key in config.keys if key.key_env]
     if len(set(values)) != len(values) and not problems:
         problems.append("keys: two keys have the same value; each principal needs its own")
     if config.admin is not None and secrets.get(config.admin.key_env) in values and not problems:
@@ -56,7 +56,8 @@ def read_secrets(config: Config, environ: Mapping[str, str]) -> dict[str, str]:
 def named_secrets(config: Config) -> Iterator[tuple[str, str]]:
     """(key in the file, environment variable) of every secret."""
     for index, key in enumerate(config.keys):
-        yield f"keys[{index}].key_env", key.key_env
+        if key.key_env:
+            yield f"keys[{index}].key_env", key.key_env
     if config.admin is not None:
         yield "admin.key_env", config.admin.key_env
     for index, task in enumerate(config.tasks):

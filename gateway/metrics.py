@@ -121,6 +121,13 @@ class Metrics:
         self.events = Counter(
             "understudy_events", "Events of audit and gate.", ["task", "kind"], registry=registry
         )
+        self.reloads = Counter(
+            "understudy_reloads", "Changed configurations by outcome: taken or refused.",
+            ["outcome"], registry=registry,
+        )  # fmt: skip
+        self.in_flight = Gauge(
+            "understudy_requests_in_flight", "Requests under way.", registry=registry
+        )
         self.records = Counter(
             "understudy_fallback_records", "Exchanges by what became of them.", ["state"],
             registry=registry,

@@ -26,16 +26,25 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._service.reload_wanted.set)
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _stop(self, number: int) -> None:
         log("draining", signal=signal.Signals(number).name)
         self.force_exit = self.should_exit and number == signal.SIGINT
+        delay = 0.0 if self._service.draining else self._service.config.listen.drain_delay_s
         self._service.draining = True
+        if delay:  # a load balancer needs time to see /readyz; a second signal cuts it short
+            asyncio.get_running_loop().call_later(delay, self._close)
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._service.closing = True
         self.should_exit = True
 
 

@@ -7,10 +7,11 @@ import contextlib
 import functools
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -28,16 +29,18 @@ from gateway.capture import Capture
 from gateway.config_file import store_path
 from gateway.draws import DrawWorker
 from gateway.equivalence import Equivalence
-from gateway.errors import GatewayError
+from gateway.errors import ConfigError, GatewayError
 from gateway.flow import Flow
 from gateway.histories import Histories
 from gateway.ids import new_id
+from gateway.load import Load
 from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.offload import Offload
 from gateway.passthrough import Passthrough
 from gateway.prober import Prober
 from gateway.refine import Refiner
+from gateway.reload import kept, take_over
 from gateway.settings import Config
 from gateway.store.audits import AuditStore
 from gateway.store.sqlite import SqliteStore
@@ -89,6 +92,12 @@ class Service:
         self.tasks = Tasks(config, build_tasks(config, secrets, encoders))
         self._rng = rng or random.Random()
         self.draining = False
+        """Whether ``/readyz`` says so; requests are still taken until ``closing``."""
+        self.closing = False
+        self.load = Load()
+        self.reload_wanted = asyncio.Event()
+        self.source: Callable[[], tuple[Config, Mapping[str, str]]] | None = None
+        """Reads configuration and secrets again; None where there is no file to read."""
         self._stack = contextlib.AsyncExitStack()
         self._writer = SqliteStore.open(store_path(config))
 
@@ -122,12 +131,74 @@ class Service:
         equivalence = Equivalence(session, reader, books, offload)
         draws = DrawWorker(self.tasks, reader, session, books, equivalence, offload)
         prober = Prober(self.tasks, audits, session, books, offload)
-        for worker in (draws, self.auditor, prober):
+        for worker in (draws, self.auditor, prober, Reloader(self)):
             stack.push_async_callback(_stopped, asyncio.create_task(_logged(worker)))
+        self._make_admin()
+        return self
+
+    def _make_admin(self) -> None:
         if self.config.admin is not None:
             key = AdminKey(self._secrets[self.config.admin.key_env])
             self.admin = Admin(self.tasks, self.auditor, key)
-        return self
+
+    async def reload(self) -> list[str]:
+        """Read the configuration again and take it over, all of it or, where anything is wrong,
+        nothing.
+
+        Returns:
+            What is wrong, one line per mistake; empty when the new configuration is in force.
+        """
+        if self.source is None:
+            return ["there is no file to read again"]
+        try:
+            wanted, secrets = await asyncio.to_thread(self.source)
+            config, fixed = kept(self.config, wanted)
+            encoders = next((t.judge.encoders for t in self.tasks if t.judge is not None), None)
+            tasks = await asyncio.to_thread(build_tasks, config, secrets, encoders)
+        except ConfigError as error:
+            self.metrics.reloads.labels("refused").inc()
+            log("reload_refused", problems=error.problems)
+            return error.problems
+        for task in tasks:
+            take_over(self.tasks.get(task.name), task)
+            if task.standing is None:  # no request may meet a gate that nobody looked at
+                await self.auditor.look(task)
+        self._forget_gone(tasks)
+        self.config, self._secrets = config, secrets
+        self._keyring = Keyring(config.keys, secrets)
+        self.tasks.replace(config, tasks)
+        self.passthrough = replace(self.passthrough, default=self.tasks.default)
+        self._make_admin()
+        self._announce()
+        self.metrics.reloads.labels("taken").inc()
+        log("reloaded", tasks=[task.name for task in tasks], needs_restart=fixed)
+        return []
+
+    def _forget_gone(self, tasks: Sequence[TaskRuntime]) -> None:
+        """A version that is no longer in service must not go on as one in the metrics."""
+        staying = {(t.name, t.judge.version) for t in tasks if t.judge is not None}
+        for task in self.tasks:
+            if task.judge is None or task.student is None:
+                continue
+            if (task.name, task.judge.version) not in staying:
+                model = task.student.settings.model
+                self.metrics.student_info.remove(task.name, model, task.judge.version)
+
+    def enter(self, request: Request) -> Principal:
+        """Who asks, counted as in flight until ``leave``.
+
+        Raises:
+            GatewayError: the key is not known, or there is no room.
+        """
+        principal = self._admit(request)
+        self.load.enter(principal, self.config.limits.max_in_flight)
+        self.metrics.in_flight.set(self.load.total)
+        return principal
+
+    def leave(self, principal: Principal) -> None:
+        """The request of ``enter`` is over."""
+        self.load.leave(principal)
+        self.metrics.in_flight.set(self.load.total)
 
     async def __aexit__(
         self,
@@ -137,13 +208,12 @@ class Service:
     ) -> None:
         await self._stack.aclose()
 
-    async def begin(self, request: Request, api: Api) -> Turn:
+    async def begin(self, request: Request, api: Api, principal: Principal) -> Turn:
         """Steps 1 and 2: authenticate, receive, parse, resolve.
 
         Raises:
             GatewayError: the request cannot be taken.
         """
-        principal = self._admit(request)
         started = monotonic()
         asked = _PARSERS[api](await self.receive(request))
         asked = await self.histories.expanded(asked, principal.name)
@@ -185,7 +255,7 @@ class Service:
 
     async def problems(self) -> list[str]:
         """What keeps this process from serving."""
-        problems = ["draining"] if self.draining else []
+        problems = ["draining"] if self.draining or self.closing else []
         probe = await asyncio.to_thread(self._store_writable)
         return problems if probe else [*problems, "store is not writable"]
 
@@ -193,13 +263,14 @@ class Service:
         with contextlib.closing(SqliteStore.open(self._writer.path)) as store:
             return store.writable()
 
-    async def begin_forward(self, request: Request) -> Callable[[], Awaitable[Reply]]:
+    async def begin_forward(
+        self, request: Request, principal: Principal
+    ) -> Callable[[], Awaitable[Reply]]:
         """Receive what is to be handed on; calling the result does it (``Passthrough.forward``).
 
         Raises:
             GatewayError: the request cannot be taken.
         """
-        principal = self._admit(request)
         if not principal.may_use(DEFAULT_TASK):
             raise GatewayError("task_not_allowed", "This key may not use paths that pass through.")
         body = await self.receive(request)
@@ -222,7 +293,7 @@ class Service:
     def _admit(self, request: Request) -> Principal:
         """Who asks, unless nobody may any more."""
         principal = self._keyring.principal(request.headers.get("authorization"))
-        if self.draining:
+        if self.closing:
             raise GatewayError("shutting_down", "The gateway is draining; ask another replica.")
         return principal
 
@@ -276,11 +347,33 @@ class Service:
                 log("gate_closed", task=task.name, why=task.closed)
 
 
+class Worker(Protocol):
+    """Something that runs beside the requests until it is cancelled."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reloader:
+    """Takes a changed configuration over when it is asked to."""
+
+    service: Service
+
+    async def run(self) -> None:
+        """Until cancelled; asked twice meanwhile is asked once."""
+        while True:
+            await self.service.reload_wanted.wait()
+            self.service.reload_wanted.clear()
+            await self.service.reload()
+
+
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "understudy"}
 
 
-async def _logged(worker: DrawWorker | Auditor | Prober) -> None:
+async def _logged(worker: Worker) -> None:
     try:
         await worker.run()
     except Exception as error:

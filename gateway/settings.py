@@ -56,6 +56,9 @@ class Listen(Section):
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8080, ge=0, le=65535, description="Port to bind; 0 picks a free one.")
     workers: Literal[1] = Field(1, description="Processes; this version runs one.")
+    drain_delay_s: NonNegative = Field(
+        0.0, description="On SIGTERM, seconds to go on accepting while `/readyz` says 503."
+    )
     drain_s: Positive = Field(30.0, description="On SIGTERM, seconds to let answers finish.")
 
 
@@ -64,17 +67,37 @@ class Limits(Section):
 
     body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body, in bytes.")
     receive_timeout_s: Positive = Field(30.0, description="Seconds to receive a request body.")
+    send_timeout_s: Positive = Field(
+        60.0, description="Seconds that a client may take to accept a part of its answer."
+    )
+    max_in_flight: int = Field(
+        1000, ge=1, description="Requests at once in one process; more get 503 `overloaded`."
+    )
 
 
 class Key(Section):
     """One client key."""
 
     name: str = Field(description="Principal that exchanges and logs name.", min_length=1)
-    key_env: EnvName = Field(description="Environment variable that holds the key.")
+    key_env: EnvName | None = Field(None, description="Environment variable that holds the key.")
+    sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(
+        [],
+        description="SHA-256 of the key, in hex (`understudy keys new`); two of them while a key "
+        "is rotated. Taken over on SIGHUP.",
+    )
     tasks: list[str] = Field(["*"], description="Tasks it may use; `*` is all of them.")
     may_override: bool = Field(
         False, description="May choose who answers (header or `task:teacher` / `task:student`)."
     )
+    max_in_flight: int | None = Field(
+        None, ge=1, description="Requests at once; more get 429 `too_many_requests`."
+    )
+
+    @model_validator(mode="after")
+    def _has_a_key(self) -> Self:
+        if not (self.key_env or self.sha256):
+            raise ValueError("name key_env or sha256")
+        return self
 
 
 class Admin(Section):
@@ -308,6 +331,9 @@ class Config(BaseSettings):
         principals = [key.name for key in self.keys]
         for name in sorted({n for n in principals if principals.count(n) > 1}):
             raise ValueError(f"key {name!r} is defined twice")
+        digests = [digest for key in self.keys for digest in key.sha256]
+        if len(set(digests)) != len(digests):
+            raise ValueError("keys: a sha256 occurs twice; each principal needs its own")
         for key in self.keys:
             for unknown in sorted(set(key.tasks) - {"*", *names}):
                 raise ValueError(f"key {key.name!r} names task {unknown!r}, which does not exist")

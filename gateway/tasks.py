@@ -135,8 +135,13 @@ class Tasks:
         self._tasks = {task.name: task for task in tasks}
         self._default = self._passthrough(config)
 
+    def replace(self, config: Config, tasks: Sequence[TaskRuntime]) -> None:
+        """Serve these from now on; requests under way keep the task that they began with."""
+        self._tasks = {task.name: task for task in tasks}
+        self._default = self._passthrough(config)
+
     def __iter__(self) -> Iterator[TaskRuntime]:
-        return iter(self._tasks.values())
+        return iter(list(self._tasks.values()))
 
     @property
     def default(self) -> TaskRuntime | None:

@@ -52,11 +52,15 @@ def free_port() -> int:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(folder: Path, data: dict[str, Any]) -> AsyncIterator[GatewayProcess]:
+async def gateway_process(
+    folder: Path, data: dict[str, Any], listen: dict[str, Any] | None = None
+) -> AsyncIterator[GatewayProcess]:
     """Start it, wait until it can serve, and make sure that it is gone at the end."""
     port = free_port()
     config = folder / "understudy.yaml"
-    config.write_text(yaml.safe_dump({**data, "listen": {"port": port, "drain_s": 5}}))
+    config.write_text(
+        yaml.safe_dump({**data, "listen": {"port": port, "drain_s": 5, **(listen or {})}})
+    )
     log = folder / "gateway.log"
     with log.open("ab") as handle:
         process = await asyncio.create_subprocess_exec(

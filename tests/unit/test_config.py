@@ -69,7 +69,7 @@ tasks:
          "passthrough_paths[0]: String should match pattern"),
         ({"tasks": []}, "tasks: List should have at least 1 item"),
         ({"default": {"passthrough": "nobody"}}, "default.passthrough 'nobody' is neither"),
-        ({"keys": [{"name": "a"}]}, "keys[0].key_env: is required"),
+        ({"keys": [{"name": "a"}]}, "keys[0]: name key_env or sha256"),
         ({"keys": [{"name": "a", "key_env": "A", "tasks": ["other"]}]}, "names task 'other'"),
         ({"keys": [{"name": "a", "key_env": "A"}, {"name": "a", "key_env": "B"}]},
          "key 'a' is defined twice"),

@@ -99,7 +99,9 @@ async def completes(received: Received, wire: Wire) -> None:
 async def test_responses_are_served_and_kept(tmp_path: Path, text: str, stream: bool) -> None:
     async with rig(tmp_path) as r, sdk(r) as client:
         r.teacher.handler = responds
-        asked = {"model": "banking-intents", "instructions": SYSTEM, "input": text}
+        asked: dict[str, Any] = {
+            "model": "banking-intents", "instructions": SYSTEM, "input": text,
+        }  # fmt: skip
         if stream:
             kinds, final = [], None
             async with client.responses.stream(**asked) as events:

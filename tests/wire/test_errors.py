@@ -219,7 +219,7 @@ async def test_health_and_metrics(tmp_path: Path) -> None:
         await r.ask()
         text = (await r.client.get("/metrics")).text
         assert "understudy_requests_total" in text
-        r.service.draining = True
+        r.service.closing = True
         assert (await r.client.get("/readyz")).status_code == 503
         check(await r.ask(), 503, "shutting_down")
-        r.service.draining = False
+        r.service.closing = False

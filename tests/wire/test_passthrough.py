@@ -90,7 +90,7 @@ async def test_a_dead_upstream_is_a_503_and_a_client_that_leaves_frees_it(tmp_pa
 
 async def test_a_draining_gateway_takes_no_passthrough_either(tmp_path: Path) -> None:
     async with rig(tmp_path, top=TOP) as r:
-        r.service.draining = True
+        r.service.closing = True
         response = await r.client.post("/v1/moderations", content=BODY)
         assert response.json()["error"]["code"] == "shutting_down"
         assert not r.teacher.requests
