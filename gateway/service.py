@@ -9,9 +9,9 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -50,6 +50,7 @@ from gateway.teacher_side import TeacherSide
 from gateway.turn import Reply, Route, Turn
 from gateway.upstream import monotonic, open_session
 from gateway.wishes import read_wishes
+from gateway.workers import Reloader, logged, stopped
 from router.encoder import Encoders
 
 STORE_THREADS = 4
@@ -131,8 +132,8 @@ class Service:
         equivalence = Equivalence(session, reader, books, offload)
         draws = DrawWorker(self.tasks, reader, session, books, equivalence, offload)
         prober = Prober(self.tasks, audits, session, books, offload)
-        for worker in (draws, self.auditor, prober, Reloader(self)):
-            stack.push_async_callback(_stopped, asyncio.create_task(_logged(worker)))
+        for worker in (draws, self.auditor, prober, Reloader(self.reload_wanted, self.reload)):
+            stack.push_async_callback(stopped, asyncio.create_task(logged(worker)))
         self._make_admin()
         return self
 
@@ -347,40 +348,5 @@ class Service:
                 log("gate_closed", task=task.name, why=task.closed)
 
 
-class Worker(Protocol):
-    """Something that runs beside the requests until it is cancelled."""
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Reloader:
-    """Takes a changed configuration over when it is asked to."""
-
-    service: Service
-
-    async def run(self) -> None:
-        """Until cancelled; asked twice meanwhile is asked once."""
-        while True:
-            await self.service.reload_wanted.wait()
-            self.service.reload_wanted.clear()
-            await self.service.reload()
-
-
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "understudy"}
-
-
-async def _logged(worker: Worker) -> None:
-    try:
-        await worker.run()
-    except Exception as error:
-        log("worker_stopped", worker=type(worker).__name__, error=repr(error))
-        raise
-
-
-async def _stopped(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import orjson
 
+from gateway import refusals
 from gateway.errors import GatewayError
 from gateway.events import End, Events
 from gateway.question import Question
@@ -33,9 +33,6 @@ BACKOFF_S = 0.25
 LONGEST_WAIT_S = 5.0
 CLOSING_S = 0.5
 """Grace for usage and [DONE] after the finish reason: an upstream that forgets them is done."""
-_PASSED_ON = ("retry-after", "retry-after-ms")
-_FINAL = {"x-should-retry": "false"}
-"""The SDKs obey it: our own retries are used up, theirs would multiply them."""
 
 
 @dataclass(slots=True)
@@ -145,7 +142,7 @@ class TeacherCall:
                         waiting.remove(upstream)
             if number < self.runtime.settings.retries and not await self._again(waiting, number):
                 break
-        raise TeacherDown(error or self._resting(upstreams))
+        raise TeacherDown(error or refusals.resting(upstreams))
 
     async def _again(self, upstreams: Sequence[TeacherUpstream], number: int) -> bool:
         """Pause before the next round; False where there is no use in one."""
@@ -170,7 +167,7 @@ class TeacherCall:
         except TimeoutError:
             outcome = "timeout"
             breaker.failed(monotonic())
-            raise _Failed(outcome, None, self._unavailable("no whole answer in time")) from None
+            raise _Failed(outcome, None, refusals.unavailable("no whole answer in time")) from None
         except _Failed as failed:
             outcome, status = failed.outcome, failed.status
             if failed.fault:
@@ -202,7 +199,7 @@ class TeacherCall:
                 self.session, question.path, payload, limits, key=key
             )
         except UpstreamError as error:
-            raise _Failed(error.kind, None, self._unavailable(str(error))) from error
+            raise _Failed(error.kind, None, refusals.unavailable(str(error))) from error
         kept = False
         try:
             if response.status != 200:
@@ -211,7 +208,7 @@ class TeacherCall:
             kept = opened.response is not None
             return opened
         except UpstreamError as error:
-            raise _Failed(error.kind, 200, self._broken(error)) from error
+            raise _Failed(error.kind, 200, refusals.broken(error)) from error
         finally:
             if not kept:
                 response.close()
@@ -244,20 +241,20 @@ class TeacherCall:
         raw = await response.read()
         status = response.status
         if status in RETRYABLE or status >= 500:
-            upstream.upstream.cool(_retry_after_s(response.headers), monotonic())
+            upstream.upstream.cool(refusals.retry_after_s(response.headers), monotonic())
             shown = 429 if status == 429 else 502
-            return _Failed(f"http_{status}", status, self._passed_on(response, raw, shown))
+            return _Failed(f"http_{status}", status, refusals.passed_on(response, raw, shown))
         if 400 <= status < 500 and status not in WRONG_KEY:
-            return self._passed_on(response, raw, status)
+            return refusals.passed_on(response, raw, status)
         if status in WRONG_KEY and self.client_key is not None:
-            return self._passed_on(response, raw, status)
+            return refusals.passed_on(response, raw, status)
         return _Failed(
             f"http_{status}",
             status,
             GatewayError(
                 "teacher_error",
                 f"The teacher answered {status}; its key or address may be wrong.",
-                headers=_FINAL,
+                headers=refusals.FINAL,
             ),
             final=True,
             fault=False,
@@ -323,49 +320,6 @@ class TeacherCall:
             round((monotonic() - started) * 1000, 3),
         )
 
-    def _resting(self, upstreams: Sequence[TeacherUpstream]) -> GatewayError:
-        """Nobody may be asked now: say for how long."""
-        now = monotonic()
-        seconds = max(1, math.ceil(min(u.upstream.rests_s(now) for u in upstreams)))
-        headers = {"retry-after": str(seconds)}
-        if all(u.upstream.cooling(now) for u in upstreams):
-            message = "Every teacher upstream asked for a pause. Try again later."
-            return GatewayError("teacher_error", message, status=429, headers=headers)
-        return GatewayError(
-            "teacher_unavailable",
-            "The teacher is not available: its circuit is open after failures. Try again later.",
-            headers=headers,
-        )
-
-    @staticmethod
-    def _broken(error: UpstreamError) -> GatewayError:
-        return GatewayError(
-            "teacher_error",
-            f"The teacher gave no whole answer ({error.kind}: {error}). Try again.",
-            headers=_FINAL,
-        )
-
-    @staticmethod
-    def _unavailable(why: str) -> GatewayError:
-        return GatewayError(
-            "teacher_unavailable",
-            f"The teacher is not available: {why}. Try again later.",
-            headers=_FINAL,
-        )
-
-    @staticmethod
-    def _passed_on(response: UpstreamResponse, raw: bytes, status: int) -> GatewayError:
-        headers = {k: response.headers[k] for k in _PASSED_ON if k in response.headers}
-        if status >= 500 or status == 429:
-            headers |= _FINAL
-        return GatewayError(
-            "teacher_refused" if status < 500 and status != 429 else "teacher_error",
-            f"The teacher answered {response.status}.",
-            status=status,
-            headers=headers,
-            upstream=_openai_error(raw),
-        )
-
 
 async def _collected(
     question: Question, events: Events
@@ -397,30 +351,3 @@ def _loop_time(deadline: float | None) -> float | None:
     if deadline is None:
         return None
     return asyncio.get_running_loop().time() + max(0.0, deadline - monotonic())
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that an upstream asks to be left alone; None where it does not say."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        if value.replace(".", "", 1).isdigit() and value.isascii():
-            return float(value) / unit
-    return None
-
-
-def _openai_error(raw: bytes) -> Mapping[str, Any] | None:
-    """An upstream's error object, if it is OpenAI's; codes become strings."""
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None
-    error = body.get("error") if isinstance(body, dict) else None
-    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
-        return None
-    code = error.get("code")
-    return {
-        "message": error["message"],
-        "type": str(error.get("type") or "upstream_error"),
-        "param": error.get("param"),
-        "code": None if code is None else str(code),
-    }
