@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.api.request import Api, ApiRequest
+from gateway.formats import checkable
 from gateway.settings import Student, Task
 from router.judge import DecodeProfile
 
@@ -34,15 +35,15 @@ def unsupported(request: ApiRequest, task: Task, profile: DecodeProfile) -> str 
         return "content that is not text"
     declared = task.student.features if task.student else ()
     for name in _UNSUPPORTED:
-        if body.get(name) and name not in declared:
+        if body.get(name):
             return name
     for name, neutral in _NEUTRAL.items():
         if body.get(name) is not None and body[name] != neutral:
             return name
-    if "tools" not in declared and (feature := _tool_traces(request, body)):
+    if feature := _tool_traces(request, body):
         return feature
     wanted = (body.get("response_format") or {}).get("type", "text")
-    if wanted != "text" and wanted not in declared:
+    if wanted != "text" and not (wanted in declared and checkable(body["response_format"])):
         return "response_format"
     if body.get("modalities") not in (None, ["text"]):
         return "modalities"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from gateway.formats import Fits, anything
 from gateway.streams.chat import Assembler
 from router.confidence import TOP_LOGPROBS, Prefix
 from router.rows import TokenLogprob
@@ -39,6 +40,7 @@ class Gate:
 
     gate_tokens: int
     hold: int | Literal["all"]
+    fits: Fits = anything
     answer: Assembler = field(default_factory=Assembler)
     tokens: list[TokenLogprob] = field(default_factory=list)
     fault: str | None = None
@@ -120,7 +122,9 @@ class Gate:
         reasons = {choice.finish_reason for choice in self.answer.choices.values()}
         if reasons - COMPLETE:
             return f"finish_{next(iter(reasons - COMPLETE))}"
-        return None if self.answer.text.strip() else "empty"
+        if not self.answer.text.strip():
+            return "empty"
+        return None if self.fits(self.answer.text) else "wrong_format"
 
     def _fail(self, fault: str) -> list[Signal]:
         self.fault = fault

@@ -163,11 +163,11 @@ class Student(Section):
     model: str = Field(description="Served name, `task@vN`.", min_length=1)
     price_per_hour: NonNegative = Field(0.0, description="USD per hour of all replicas together.")
     timeout_s: Positive = Field(10.0, description="Seconds for the gated answer; then the teacher.")
-    features: list[Literal["tools", "json_object", "json_schema", "responses"]] = Field(
+    features: list[Literal["json_object", "json_schema", "responses"]] = Field(
         ["responses"],
         description="What it serves besides plain chat; anything else goes to the teacher as "
-        "`unsupported_feature`. `tools` and the JSON formats need vLLM started for them, and "
-        "training rows with that template.",
+        "`unsupported_feature`. A JSON format needs training rows with that template; an answer "
+        "that does not fit it is never served.",
     )
     context_tokens: int = Field(2048, ge=1, description="Context window; longer prompts go on.")
 

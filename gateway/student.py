@@ -12,6 +12,7 @@ import orjson
 
 from gateway.api.request import ApiRequest
 from gateway.events import End, Event, Events
+from gateway.formats import Fits, anything
 from gateway.gate import Gate, Signal
 from gateway.settings import Student
 from gateway.store.records import Attempt
@@ -27,7 +28,6 @@ from gateway.upstream import (
 )
 from router.confidence import TOP_LOGPROBS, Prefix
 from router.judge import DecodeProfile
-from router.template import Message
 
 
 class StudentFault(Exception):
@@ -46,11 +46,11 @@ class NotConfident(Exception):
 def student_body(request: ApiRequest, settings: Student, profile: DecodeProfile) -> dict[str, Any]:
     """What vLLM is asked: the client's messages under the certificate's decode profile, streamed,
     with log-probabilities."""
-    chat = request.chat or {}
     body: dict[str, Any] = {
         "model": settings.model,
         "messages": [
-            _told(raw, m) for raw, m in zip(chat["messages"], request.messages, strict=True)
+            {"role": "system" if m.role == "developer" else m.role, "content": m.content}
+            for m in request.messages
         ],
         "temperature": profile.temperature,
         "top_p": profile.top_p,
@@ -61,22 +61,9 @@ def student_body(request: ApiRequest, settings: Student, profile: DecodeProfile)
     }
     if request.max_tokens is not None:
         body["max_tokens"] = int(request.max_tokens)
-    for name in ("tools", "tool_choice", "parallel_tool_calls", "response_format"):
-        if chat.get(name) is not None and (name == "response_format" or chat.get("tools")):
-            body[name] = chat[name]
+    if request.response_format is not None:
+        body["response_format"] = request.response_format
     return body
-
-
-def _told(raw: Mapping[str, Any], message: Message) -> dict[str, Any]:
-    """One message as a chat template takes it: text in one piece, tool calls as they were."""
-    told: dict[str, Any] = {
-        "role": "system" if message.role == "developer" else message.role,
-        "content": message.content,
-    }
-    for name in ("tool_calls", "tool_call_id", "name"):
-        if raw.get(name):
-            told[name] = raw[name]
-    return told
 
 
 @dataclass(slots=True)
@@ -171,6 +158,7 @@ async def ask_student(
     gate_tokens: int,
     hold: int | Literal["all"],
     timeout_s: float,
+    fits: Fits = anything,
 ) -> StudentAnswer:
     """Open the call.
 
@@ -186,4 +174,6 @@ async def ask_student(
     if response.status != 200:
         response.close()
         raise StudentFault(f"http_{response.status}")
-    return StudentAnswer(response, Events(response), Gate(gate_tokens, hold), upstream, started)
+    return StudentAnswer(
+        response, Events(response), Gate(gate_tokens, hold, fits), upstream, started
+    )

@@ -13,6 +13,7 @@ from gateway.api.request import Api
 from gateway.api.responses import ID_PREFIX
 from gateway.books import Books, ClientStream
 from gateway.errors import GatewayError
+from gateway.formats import fitting
 from gateway.refine import Refiner
 from gateway.store.records import Attempt
 from gateway.streams.chat import Assembler, ChatStream, Relay
@@ -132,8 +133,10 @@ class StudentSide:
             upstream,
             body,
             gate_tokens=judge.gate_tokens,
-            hold=hold if turn.request.stream else "all",
+            # JSON that turns out not to fit cannot be called back.
+            hold=hold if turn.request.stream and not turn.request.response_format else "all",
             timeout_s=student.settings.timeout_s,
+            fits=fitting(turn.request.response_format),
         )
 
     async def _confident(self, turn: Turn, pre: Prejudgement, prefix: Prefix) -> bool:

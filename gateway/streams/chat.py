@@ -117,9 +117,14 @@ class Relay:
     strict: bool
     """Student chunks carry vLLM's own fields and log-probabilities that nobody asked for."""
     _roles: set[int] = field(default_factory=set)
+    _closing: Mapping[str, Any] = field(default_factory=dict)
+    _fingerprint: str | None = None
 
     def chunk(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
         """One client chunk, or None where nothing is left to say."""
+        self._fingerprint = raw.get("system_fingerprint") or self._fingerprint
+        if not self.strict and not raw.get("choices"):
+            self._closing = raw
         choices = [self._choice(choice) for choice in raw.get("choices") or ()]
         choices = [choice for choice in choices if not _empty(choice)]
         if not choices:
@@ -141,10 +146,12 @@ class Relay:
         if not self.include_usage or usage is None:
             return None
         return {
+            **self._closing,
             **self.head,
             "object": "chat.completion.chunk",
             "choices": [],
             "usage": dict(usage),
+            "system_fingerprint": self._fingerprint,
         }
 
     def _choice(self, raw: Mapping[str, Any]) -> dict[str, Any]:
