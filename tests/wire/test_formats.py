@@ -16,7 +16,7 @@ from tests.fakes.rig import IN_DOMAIN, KEY, SYSTEM, Rig, rig
 
 SCHEMA = {"type": "object", "properties": {"intent": {"type": "string"}}, "required": ["intent"]}
 ASKED = {"type": "json_schema", "json_schema": {"name": "i", "schema": SCHEMA, "strict": True}}
-DECLARED = {"student": {"features": ["json_schema", "responses"]}}
+DECLARED: Any = {"student": {"features": ["json_schema", "responses"]}}
 
 
 def trained(r: Rig, response_format: Any = ASKED) -> None:
