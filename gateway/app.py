@@ -49,7 +49,8 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(Exception, _unexpected)
 
     for api in Api:
-        app.add_api_route(f"/v1{api.path}", _judged(service, api), methods=["POST"])
+        # Starlette's plain route: there is nothing for FastAPI to inject or to validate here.
+        app.add_route(f"/v1{api.path}", _judged(service, api), methods=["POST"])
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
@@ -77,7 +78,7 @@ def create_app(service: Service) -> FastAPI:
 
     # The last route: which paths are listed is looked up at each request, since reloads change it.
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-    app.add_api_route("/v1/{path:path}", _forwarded(service), methods=methods)
+    app.add_route("/v1/{path:path}", _forwarded(service), methods=methods)
     return app
 
 
@@ -170,7 +171,7 @@ async def _answer(service: Service, turn: Turn, send: Send) -> None:
         log("internal_error", id=turn.id, error=repr(error))
         await service.flow.books.failed(turn, _internal())
         reply = _error_reply(_internal(), turn.headers("yes"))
-    await _send(_patient(send, service), reply)
+    await _send(send, reply, service.config.limits.send_timeout_s)
 
 
 async def _forward(service: Service, answer: Callable[[], Awaitable[Reply]], send: Send) -> None:
@@ -179,33 +180,32 @@ async def _forward(service: Service, answer: Callable[[], Awaitable[Reply]], sen
     except GatewayError as error:
         reply = _error_reply(error, {"x-request-id": new_id()})
     try:
-        await _send(_patient(send, service), reply)
+        await _send(send, reply, service.config.limits.send_timeout_s)
     except UpstreamError as error:
         # Returning without the body's end makes the server cut the connection, as it must be.
         log("passthrough_cut", error=str(error))
 
 
-def _patient(send: Send, service: Service) -> Send:
+def _patient(send: Send, limit_s: float) -> Send:
     """Sends within ``limits.send_timeout_s`` for each part: a client that reads no further must
     not hold an upstream. Ending without the body's end makes the server cut the connection."""
-    limit = service.config.limits.send_timeout_s
 
     async def within(message: Message) -> None:
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit_s):
                 await send(message)
         except TimeoutError:
-            log("client_too_slow", seconds=limit)
+            log("client_too_slow", seconds=limit_s)
             raise asyncio.CancelledError from None
 
     return within
 
 
-async def _send(send: Send, reply: Reply) -> None:
+async def _send(send: Send, reply: Reply, limit_s: float) -> None:
     if isinstance(reply.body, bytes):
         await _send_whole(send, reply, reply.body)
     else:
-        await _send_stream(send, reply, reply.body)
+        await _send_stream(_patient(send, limit_s), reply, reply.body)
 
 
 async def _send_whole(send: Send, reply: Reply, body: bytes) -> None:
