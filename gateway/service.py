@@ -156,10 +156,11 @@ class Service:
             config, fixed = kept(self.config, wanted)
             encoders = next((t.judge.encoders for t in self.tasks if t.judge is not None), None)
             tasks = await asyncio.to_thread(build_tasks, config, secrets, encoders)
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
+            problems = error.problems if isinstance(error, ConfigError) else [str(error)]
             self.metrics.reloads.labels("refused").inc()
-            log("reload_refused", problems=error.problems)
-            return error.problems
+            log("reload_refused", problems=problems)
+            return problems
         for task in tasks:
             take_over(self.tasks.get(task.name), task)
             if task.standing is None:  # no request may meet a gate that nobody looked at

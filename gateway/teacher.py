@@ -107,16 +107,21 @@ class TeacherCall:
             TeacherDown: no upstream gave one within attempts, budget and time.
             GatewayError: ``teacher_refused`` with the teacher's own 4xx.
         """
-        leave = await self._slot()
-        self.runtime.budget.asked()
-        opened = None
         try:
             async with asyncio.timeout_at(_loop_time(deadline)):
-                opened = await self._attempts(question)
+                return await self._open(question)
         except TimeoutError:
             raise TeacherDown(
                 GatewayError("deadline_exceeded", "No answer within the request's deadline.")
             ) from None
+
+    async def _open(self, question: Question) -> OpenTeacher:
+        """Within a slot of the quota, which an answer that is still being read keeps."""
+        leave = await self._slot()
+        self.runtime.budget.asked()
+        opened = None
+        try:
+            opened = await self._attempts(question)
         finally:
             if opened is None or opened.response is None:
                 leave()
@@ -131,16 +136,20 @@ class TeacherCall:
         waiting = list(upstreams)
         error: GatewayError | None = None
         for number in range(self.runtime.settings.retries + 1):
+            tried = False
             for upstream in list(waiting):
                 if monotonic() >= limit or not upstream.upstream.ready(monotonic()):
                     continue
+                tried = True
                 try:
                     return await self._attempt(upstream, question, limit)
                 except _Failed as failed:
                     error = failed.error
                     if failed.final:
                         waiting.remove(upstream)
-            if number < self.runtime.settings.retries and not await self._again(waiting, number):
+            # Nobody to ask now is an answer, and a fast one: a queue of waiters helps no upstream.
+            last = number == self.runtime.settings.retries
+            if last or not tried or not await self._again(waiting, number):
                 break
         raise TeacherDown(error or refusals.resting(upstreams))
 

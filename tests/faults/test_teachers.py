@@ -12,6 +12,7 @@ import pytest
 from gateway.retry_budget import RESERVE, RetryBudget
 from gateway.slots import Priority, Slots
 from gateway.store.records import Status
+from gateway.upstream import monotonic
 from tests.fakes.answers import completion, hangs, refuses, resets, teacher_chunk, teacher_says
 from tests.fakes.rig import FAR, rig
 from tests.fakes.upstream import FakeUpstream, Handler, Received, Wire
@@ -192,6 +193,28 @@ async def test_retries_are_a_share_of_the_requests(tmp_path: Path) -> None:
         r.teacher.handler = refuses
         await asyncio.gather(*(r.ask(FAR) for _ in range(60)))
         assert len(r.teacher.requests) <= 60 + RESERVE + 6
+
+
+async def test_with_every_circuit_open_nobody_waits(tmp_path: Path) -> None:
+    async with rig(tmp_path, teacher={"retries": 3}) as r:
+        breaker = r.task.teacher.upstream.breaker
+        for _ in range(breaker.threshold):
+            breaker.failed(monotonic())
+        response = await r.ask(FAR)
+        assert response.status_code == 503
+        assert 1 <= int(response.headers["retry-after"]) <= 2
+        assert "x-should-retry" not in response.headers
+        assert not r.teacher.requests
+        assert r.task.teacher.budget._tokens == RESERVE  # no retry was spent on waiting
+
+
+async def test_a_deadline_covers_the_wait_for_a_slot(tmp_path: Path) -> None:
+    async with rig(tmp_path, teacher={"max_in_flight": 1}) as r:
+        await r.task.teacher.slots.acquire(Priority.LIVE)
+        response = await r.ask(FAR, headers={"x-understudy-deadline-ms": "200"})
+        assert response.json()["error"]["code"] == "deadline_exceeded"
+        r.task.teacher.slots.release()
+        assert (await r.ask(FAR)).status_code == 200
 
 
 def test_the_budget_bounds_retries_by_share_and_reserve() -> None:

@@ -121,6 +121,24 @@ async def test_an_unreadable_configuration_changes_nothing(tmp_path: Path) -> No
         assert (await r.ask()).status_code == 200
 
 
+async def test_a_file_that_cannot_be_read_is_refused_and_the_next_reload_works(
+    tmp_path: Path,
+) -> None:
+    def forbidden() -> tuple[Config, dict[str, str]]:
+        raise PermissionError(13, "Permission denied", "router/v1")
+
+    async with rig(tmp_path) as r:
+        r.service.source = forbidden
+        r.service.reload_wanted.set()
+        while not r.metric("understudy_reloads_total", outcome="refused"):
+            await asyncio.sleep(0.005)
+        r.service.source = lambda: (Config(**data_of(r)), SECRETS)
+        r.service.reload_wanted.set()
+        while not r.metric("understudy_reloads_total", outcome="taken"):
+            await asyncio.sleep(0.005)
+        assert (await r.ask()).status_code == 200
+
+
 async def test_a_task_that_is_gone_is_gone_and_a_new_path_is_there(tmp_path: Path) -> None:
     async with rig(tmp_path) as r:
         data = data_of(r)
