@@ -31,6 +31,7 @@ from gateway.draws import DrawWorker
 from gateway.equivalence import Equivalence
 from gateway.errors import ConfigError, GatewayError
 from gateway.flow import Flow
+from gateway.health import HealthChecker
 from gateway.histories import Histories
 from gateway.ids import new_id
 from gateway.load import Load
@@ -132,7 +133,14 @@ class Service:
         equivalence = Equivalence(session, reader, books, offload)
         draws = DrawWorker(self.tasks, reader, session, books, equivalence, offload)
         prober = Prober(self.tasks, audits, session, books, offload)
-        for worker in (draws, self.auditor, prober, Reloader(self.reload_wanted, self.reload)):
+        health = HealthChecker(self.tasks, session, self.metrics)
+        for worker in (
+            draws,
+            self.auditor,
+            prober,
+            health,
+            Reloader(self.reload_wanted, self.reload),
+        ):
             stack.push_async_callback(stopped, asyncio.create_task(logged(worker)))
         self._make_admin()
         return self

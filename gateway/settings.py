@@ -163,6 +163,9 @@ class Student(Section):
     model: str = Field(description="Served name, `task@vN`.", min_length=1)
     price_per_hour: NonNegative = Field(0.0, description="USD per hour of all replicas together.")
     timeout_s: Positive = Field(10.0, description="Seconds for the gated answer; then the teacher.")
+    health_every_s: Positive = Field(
+        15.0, description="Seconds after which an idle replica is asked for one token."
+    )
     features: list[Literal["json_object", "json_schema", "responses"]] = Field(
         ["responses"],
         description="What it serves besides plain chat; anything else goes to the teacher as "
