@@ -57,6 +57,18 @@ def test_links_in_the_pages_lead_somewhere() -> None:
             assert (path.parent / target).exists(), (path, target)
 
 
+def test_every_line_of_the_threat_model_names_a_test_that_is_there() -> None:
+    lines = (ROOT / "deploy/SECURITY.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| ---")][1:]
+    written = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(rows) >= 12
+    for row in rows:
+        names = re.findall(r"`(test_\w+)`", row)
+        assert names, row
+        for name in names:
+            assert f"def {name}(" in written, name
+
+
 def test_no_path_of_a_machine_is_in_the_project() -> None:
     home = str(Path.home())
     for path in [*(ROOT / "deploy").rglob("*"), *(ROOT / "tests/data").rglob("*")]:
