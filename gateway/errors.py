@@ -68,7 +68,7 @@ CODES: Mapping[Code, CodeInfo] = {
     "teacher_unavailable": CodeInfo(503, "upstream_error", "The teacher cannot be reached, or does not answer in time."),
     "teacher_error": CodeInfo(502, "upstream_error", "The teacher answered with an error or with something that is no completion."),
     "teacher_refused": CodeInfo(400, "upstream_error", "The teacher refused the request; its own status and message are passed on."),
-    "student_unavailable": CodeInfo(502, "upstream_error", "`task:student` was asked for and the student did not answer."),
+    "student_unavailable": CodeInfo(502, "upstream_error", "The student did not answer, and it was asked for by name or `on_student_down` is `error` (503 then)."),
     "stream_broken": CodeInfo(502, "upstream_error", "In-band only: the stream ended before the answer was complete."),
     "deadline_exceeded": CodeInfo(504, "upstream_error", "No answer came within `x-understudy-deadline-ms`."),
     "previous_response_not_found": CodeInfo(400, "invalid_request_error", "`previous_response_id` is one of the gateway's own ids, and no such response is kept for this key."),

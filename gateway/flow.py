@@ -21,6 +21,7 @@ from gateway.turn import Reply, Route, Turn
 from gateway.verdict import Reason, ServedBy
 from router.judge import Prejudgement
 
+_DOWN = frozenset({Reason.STUDENT_ERROR, Reason.STUDENT_TIMEOUT, Reason.CIRCUIT_OPEN})
 INLINE_CHARS = 1000
 """Prompts up to here meet the static tier on the event loop (at most 0.3 ms)."""
 
@@ -67,11 +68,23 @@ class Flow:
         if (
             router is not None
             and router.hedge_from is not None
+            and turn.task.settings.on_student_down == "teacher"
             and pre.ood_score >= router.hedge_from
         ):
             return await self._hedged(turn, pre)
         outcome = await self.student.judged(turn, pre)
-        return outcome if isinstance(outcome, Reply) else await self._teacher(turn, outcome)
+        if isinstance(outcome, Reply):
+            return outcome
+        if outcome in _DOWN and turn.task.settings.on_student_down == "error":
+            turn.serve(ServedBy.STUDENT, outcome)
+            raise GatewayError(
+                "student_unavailable",
+                f"The student gave no answer ({outcome.value}), and the task keeps the teacher "
+                "out of it. Try again later.",
+                status=503,
+                headers={"retry-after": "1"},
+            )
+        return await self._teacher(turn, outcome)
 
     async def _before_student(self, turn: Turn) -> tuple[Reason | None, Prejudgement | None]:
         """Everything that can send a request to the teacher without paying the student."""

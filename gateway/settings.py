@@ -267,6 +267,11 @@ class Task(Section):
         False,
         description="Student decodes with the certificate's profile whatever the client asks for.",
     )
+    on_student_down: Literal["teacher", "error"] = Field(
+        "teacher",
+        description="Whether the teacher answers what a failing student could not, or the client "
+        "gets `student_unavailable`: an outage of the student is then no bill of the teacher's.",
+    )
     on_teacher_down: Literal["error", "student"] = Field(
         "error", description="Whether the student may stand in for a dead teacher."
     )

@@ -9,7 +9,7 @@ import pytest
 from gateway.store.records import Status
 from gateway.verdict import Reason
 from tests.fakes.answers import student_says, vllm_chunk
-from tests.fakes.rig import ANSWER, IN_DOMAIN, rig
+from tests.fakes.rig import ANSWER, FAR, IN_DOMAIN, rig
 from tests.fakes.upstream import Handler, Received, Wire
 from tests.faults.test_teachers import FAULTS, status
 
@@ -50,6 +50,20 @@ async def test_every_student_fault_is_a_whole_teacher_answer(
         assert row.reason in {Reason.STUDENT_ERROR, Reason.STUDENT_TIMEOUT}
         assert [a.role for a in row.attempts] == ["student", "teacher"]
         await r.settled()
+
+
+async def test_a_task_may_keep_the_teacher_out_of_a_student_s_outage(tmp_path: Path) -> None:
+    async with rig(tmp_path, on_student_down="error") as r:
+        r.student.handler = status(500)
+        for _ in range(7):  # the breaker opens on the way
+            response = await r.ask(IN_DOMAIN)
+            assert response.status_code == 503
+            assert response.json()["error"]["code"] == "student_unavailable"
+            assert response.headers["retry-after"] == "1"
+        assert not r.teacher.requests
+        assert (await r.ask(FAR)).headers["x-understudy-served-by"] == "teacher"
+        reasons = [e.reason for e in r.stored()]
+        assert {Reason.STUDENT_ERROR, Reason.CIRCUIT_OPEN} <= set(reasons)
 
 
 @pytest.mark.parametrize("stream", [False, True])
