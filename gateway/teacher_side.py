@@ -14,6 +14,7 @@ from gateway.api.request import Api
 from gateway.books import Books, ClientStream
 from gateway.events import End, Events
 from gateway.question import Asked
+from gateway.store.records import Attempt
 from gateway.streams.shape import AnswerStream
 from gateway.streams.whole import teacher_stream
 from gateway.teacher import CLOSING_S, OpenTeacher, TeacherCall
@@ -32,10 +33,17 @@ class TeacherSide:
 
     def call(self, turn: Turn) -> TeacherCall:
         """The attempts of one turn."""
+
+        def note(attempt: Attempt) -> None:
+            self.books.book(turn, attempt)
+            for place in turn.task.teacher.upstreams:
+                shut = not place.upstream.breaker.closed
+                self.books.metrics.circuit_open.labels(place.upstream.name).set(shut)
+
         return TeacherCall(
             turn.task.teacher,
             self.session,
-            lambda attempt: self.books.book(turn, attempt),
+            note,
             self.rng,
             client_key=turn.wishes.teacher_key,
         )

@@ -38,7 +38,7 @@ async def logged(worker: Worker) -> None:
     try:
         await worker.run()
     except Exception as error:
-        log("workerstopped", worker=type(worker).__name__, error=repr(error))
+        log("worker_stopped", worker=type(worker).__name__, error=repr(error))
         raise
 
 

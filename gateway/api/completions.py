@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.api.chat import RANGES
 from gateway.api.fields import (
     INT64,
     IntegerRange,
-    Range,
     check_integer,
     check_kinds,
     check_model,
@@ -25,12 +25,6 @@ from gateway.api.fields import (
 from gateway.api.request import Api, ApiRequest, parse_object
 from router.template import Message
 
-_RANGES: Mapping[str, Range] = {
-    "temperature": (0.0, 2.0),
-    "top_p": (0.0, 1.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
-}
 _INTEGERS: Mapping[str, IntegerRange] = {
     "n": (1, 128),
     "best_of": (1, 128),
@@ -58,7 +52,7 @@ def completions_request(body: Mapping[str, Any], raw: bytes = b"") -> ApiRequest
     """
     model = check_model(body)
     prompts = _prompts(body.get("prompt"))
-    for name, (low, high) in _RANGES.items():
+    for name, (low, high) in RANGES.items():
         check_number(body.get(name), name, low, high)
     for name, bounds in _INTEGERS.items():
         check_integer(body.get(name), name, *bounds)

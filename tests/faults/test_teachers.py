@@ -172,6 +172,7 @@ async def test_a_refused_connection_goes_to_the_second_teacher(tmp_path: Path) -
         async with rig(tmp_path, teacher=dead) as r:
             for _ in range(8):  # the breaker opens meanwhile
                 assert "second says" in (await r.ask(FAR)).text
+            assert r.metric("understudy_circuit_open", upstream="banking-intents/teacher") == 1
 
 
 async def test_a_teacher_that_asked_for_a_pause_gets_it_and_the_client_is_told(
