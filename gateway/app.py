@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.api.request import Api
+from gateway.auth import Principal
 from gateway.errors import GatewayError
 from gateway.ids import new_id
 from gateway.logs import log
@@ -29,6 +30,7 @@ from gateway.settings import OWN_PATHS
 from gateway.turn import Reply, Turn
 from gateway.upstream import UpstreamError
 
+_Serve = Callable[[Send], Coroutine[Any, Any, None]]
 _JSON = (b"content-type", b"application/json")
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
@@ -84,14 +86,11 @@ def create_app(service: Service) -> FastAPI:
 
 def _judged(service: Service, api: Api) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        principal = service.enter(request)
-        leave = functools.partial(service.leave, principal)
-        try:
+        async def begun(principal: Principal) -> _Serve:
             turn = await service.begin(request, api, principal)
-        except BaseException:
-            leave()
-            raise
-        return _Watched(functools.partial(_answer, service, turn), leave)
+            return functools.partial(_answer, service, turn)
+
+        return await _counted(service, request, begun)
 
     return endpoint
 
@@ -104,16 +103,28 @@ def _forwarded(service: Service) -> Callable[[Request], Awaitable[Response]]:
             raise HTTPException(404)
         if not listed or request.method != "POST":
             raise HTTPException(405)
-        principal = service.enter(request)
-        leave = functools.partial(service.leave, principal)
-        try:
+
+        async def begun(principal: Principal) -> _Serve:
             answer = await service.begin_forward(request, principal)
-        except BaseException:
-            leave()
-            raise
-        return _Watched(functools.partial(_forward, service, answer), leave)
+            return functools.partial(_forward, service, answer)
+
+        return await _counted(service, request, begun)
 
     return endpoint
+
+
+async def _counted(
+    service: Service, request: Request, begin: Callable[[Principal], Awaitable[_Serve]]
+) -> Response:
+    """A request that counts as in flight from its head on until its answer's end."""
+    principal = service.enter(request)
+    leave = functools.partial(service.leave, principal)
+    try:
+        serve = await begin(principal)
+    except BaseException:
+        leave()
+        raise
+    return _Watched(serve, leave)
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
@@ -139,9 +150,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
 class _Watched(Response):
     """Serves while watching the client: a disconnect cancels the upstream call at once."""
 
-    def __init__(
-        self, serve: Callable[[Send], Coroutine[Any, Any, None]], leave: Callable[[], None]
-    ) -> None:
+    def __init__(self, serve: _Serve, leave: Callable[[], None]) -> None:
         super().__init__()
         self._serve = serve
         self._leave = leave
