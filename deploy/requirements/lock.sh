@@ -7,6 +7,7 @@ common="--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate
 "$uv" pip compile pyproject.toml --extra dev --extra encoder --universal $common \
     --override deploy/requirements/gateway-overrides.txt -o deploy/requirements/gateway.lock
 "$uv" pip compile deploy/requirements/bootstrap.in $common -o deploy/requirements/bootstrap.lock
+"$uv" pip compile deploy/requirements/clients.in $common -o deploy/requirements/clients.lock
 UV_FIND_LINKS="${PIP_FIND_LINKS:-}" "$uv" pip compile deploy/requirements/student.in $common \
     --override deploy/requirements/student-overrides.txt -o deploy/requirements/student.lock
 # torch comes first and by itself: its CPU build is another file than the registry's.

@@ -43,7 +43,8 @@ def _choice(body: dict[str, Any], index: int) -> dict[str, Any]:
     finish, logprobs = "stop", None
     called = [t["function"]["name"] for t in body.get("tools") or ()]
     choice: Any = body.get("tool_choice") or "auto"
-    if called and choice != "none":
+    answered = body["messages"][-1].get("role") == "tool"
+    if called and choice != "none" and not answered:
         named = isinstance(choice, dict)
         names = [choice["function"]["name"]] if named else called
         message = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [
