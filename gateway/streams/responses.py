@@ -37,6 +37,7 @@ class ResponsesStream:
     _texts: dict[tuple[int, int], str] = field(default_factory=dict)
     _complete: bool = False
     _sequence: int = -1
+    """Of the last event that went out: a failure's number follows it."""
     _tail: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -66,13 +67,14 @@ class ResponsesStream:
 
     def take(self, event: Mapping[str, Any], raw: bytes = b"") -> bytes:
         """An event as it came but for the model's name."""
-        self._sequence = max(self._sequence, int(event.get("sequence_number", 0)))
+        number = int(event.get("sequence_number", 0))
         out = dict(event)
         if "response" in out:
             out["response"] = {**out["response"], "model": self.model}
         if self._tail or out["type"] in _ENDS:
             self._tail.append(out)
             return b""
+        self._sequence = max(self._sequence, number)
         return typed(out)
 
     def answer(self) -> dict[str, Any]:

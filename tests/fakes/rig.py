@@ -127,6 +127,11 @@ class Rig:
         with contextlib.closing(SqliteStore.read_only(self.store)) as store:
             return list(store.read(Filter()))
 
+    def last(self) -> Exchange:
+        """The newest exchange on disk."""
+        with contextlib.closing(SqliteStore.read_only(self.store)) as store:
+            return next(store.read(Filter(newest_first=True, limit=1)))
+
     async def stored_soon(self, count: int) -> list[Exchange]:
         """The exchanges once there are ``count``: for those that nobody waits for."""
         for _ in range(200):

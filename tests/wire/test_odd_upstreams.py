@@ -11,8 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.errors import GatewayError
 from gateway.gate import Gate
-from gateway.streams.chat import Assembler, Relay
+from gateway.streams.chat import Assembler, ChatStream, Relay
+from gateway.streams.completions import CompletionStream
+from gateway.streams.responses import ResponsesStream
+from gateway.streams.responses_writer import ResponsesWriter
 from gateway.upstream import MALFORMED
 from tests.fakes.answers import completion, teacher_events, vllm_events
 from tests.fakes.rig import ANSWER, FAR, IN_DOMAIN, rig
@@ -110,3 +114,36 @@ def test_any_chunk_is_merged_or_malformed(chunks: list[dict[str, Any]]) -> None:
                 use(chunk)
             except MALFORMED:
                 continue
+
+
+TYPED = st.dictionaries(
+    st.sampled_from(["type", "response", "delta", "output_index", "sequence_number", "item"]),
+    JSON | st.sampled_from(["response.created", "response.output_text.delta",
+                            "response.output_text.done", "response.completed"]),
+    max_size=5,
+)  # fmt: skip
+STREAMS: dict[str, Any] = {
+    "chat": lambda: ChatStream(Relay({"id": "x"}, None, True, strict=False), Assembler()),
+    "completions": lambda: CompletionStream({"id": "x"}, True),
+    "responses": lambda: ResponsesStream("m"),
+    "responses_of_a_student": lambda: ResponsesWriter("r", "m", 1, {"model": "m"}, Assembler()),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@given(events=st.lists(CHUNKS | TYPED, max_size=5))
+def test_any_event_goes_through_or_is_malformed(name: str, events: list[dict[str, Any]]) -> None:
+    """Whatever was sent so far, an answer can be made of it, and an honest end."""
+    stream = STREAMS[name]()
+    for event in events:
+        try:
+            if stream.failed(event):
+                break
+            stream.learn(event)
+            assert b"[DONE]" not in stream.take(event)
+        except MALFORMED:
+            break
+    assert isinstance(stream.answer(), dict)
+    end = stream.fail(GatewayError("stream_broken", "x"))
+    assert b"stream_broken" in end
+    assert b"[DONE]" not in end
