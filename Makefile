@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -112,6 +112,9 @@ bench-streams: .venv/.ready  ## A thousand simulated streams per scenario throug
 
 bench: .venv/.ready  ## CPU per request against nginx, paired in one run
 	$(BIN)/python -m tests.bench
+
+bench-faults: .venv/.ready  ## What a client gets, fault by fault, as a table
+	@$(BIN)/python -m tests.faults.table 2>/dev/null
 
 clean:  ## Remove what make made, environments included
 	rm -rf .venv $(STUDENT) $(CLIENTS) $(NODE_CLIENTS)/node_modules .cache var build *.egg-info .mypy_cache .ruff_cache .pytest_cache

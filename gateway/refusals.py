@@ -64,6 +64,12 @@ def passed_on(response: UpstreamResponse, raw: bytes, status: int) -> GatewayErr
     )
 
 
+def filtered(error: GatewayError) -> bool:
+    """Whether an upstream's content filter refused the prompt: no other model is to be asked."""
+    code = str((error.upstream or {}).get("code") or "")
+    return "content_filter" in code or "content_policy" in code
+
+
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that an upstream asks to be left alone; None where it does not say."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):

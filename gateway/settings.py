@@ -133,7 +133,9 @@ class Teacher(TeacherPlace):
     """An OpenAI-compatible upstream that answers what the student may not."""
 
     fallbacks: list[TeacherPlace] = Field(
-        [], description="Further upstreams, asked in this order when the ones before fail."
+        [],
+        description="Further upstreams, asked in this order when the ones before fail; those of "
+        "another model also when one refuses the request (4xx, content filters apart).",
     )
     connect_timeout_s: Positive = Field(5.0, description="Seconds to connect.")
     first_byte_timeout_s: Positive = Field(60.0, description="Seconds to the first byte.")

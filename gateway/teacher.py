@@ -68,8 +68,9 @@ class TeacherDown(Exception):
 
 
 class _Failed(Exception):
-    """One attempt gave no answer. After a ``final`` one the same upstream is not asked again; its
-    breaker counts what is the upstream's ``fault``."""
+    """One attempt gave no answer. After a ``final`` one the same upstream is not asked again, after
+    a ``refusal`` of the request no other of the same model either; the breaker counts what is the
+    upstream's ``fault``."""
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class _Failed(Exception):
         *,
         final: bool = False,
         fault: bool = True,
+        refusal: bool = False,
     ) -> None:
         super().__init__(outcome)
         self.outcome = outcome
@@ -86,6 +88,7 @@ class _Failed(Exception):
         self.error = error
         self.final = final
         self.fault = fault
+        self.refusal = refusal
 
 
 @dataclass(slots=True)
@@ -135,22 +138,30 @@ class TeacherCall:
         limit = monotonic() + self.runtime.settings.total_timeout_s
         waiting = list(upstreams)
         error: GatewayError | None = None
+        refusal: GatewayError | None = None
         for number in range(self.runtime.settings.retries + 1):
             tried = False
             for upstream in list(waiting):
-                if monotonic() >= limit or not upstream.upstream.ready(monotonic()):
+                if upstream not in waiting or monotonic() >= limit:
+                    continue
+                if not upstream.upstream.ready(monotonic()):
                     continue
                 tried = True
                 try:
                     return await self._attempt(upstream, question, limit)
                 except _Failed as failed:
                     error = failed.error
-                    if failed.final:
+                    if failed.refusal:
+                        refusal = refusal or failed.error
+                        waiting = [u for u in waiting if u.model != upstream.model]
+                    elif failed.final:
                         waiting.remove(upstream)
             # Nobody to ask now is an answer, and a fast one: a queue of waiters helps no upstream.
             last = number == self.runtime.settings.retries
             if last or not tried or not await self._again(waiting, number):
                 break
+        if refusal is not None:
+            raise refusal
         raise TeacherDown(error or refusals.resting(upstreams))
 
     async def _again(self, upstreams: Sequence[TeacherUpstream], number: int) -> bool:
@@ -254,7 +265,11 @@ class TeacherCall:
             shown = 429 if status == 429 else 502
             return _Failed(f"http_{status}", status, refusals.passed_on(response, raw, shown))
         if 400 <= status < 500 and status not in WRONG_KEY:
-            return refusals.passed_on(response, raw, status)
+            refused = refusals.passed_on(response, raw, status)
+            if refusals.filtered(refused):
+                return refused
+            # Another model may have the longer context, or the feature that this one lacks.
+            return _Failed(f"http_{status}", status, refused, fault=False, refusal=True)
         if status in WRONG_KEY and self.client_key is not None:
             return refusals.passed_on(response, raw, status)
         return _Failed(

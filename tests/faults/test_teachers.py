@@ -144,24 +144,51 @@ async def test_with_no_other_teacher_every_fault_is_an_honest_error(
         await r.settled()
 
 
-async def test_a_content_filter_and_a_context_overflow_are_the_client_s_to_see(
-    tmp_path: Path,
-) -> None:
+async def filtered(received: Received, wire: Wire) -> None:
+    """A finish reason of the upstream's filter."""
+    body = completion("")
+    body["choices"][0]["finish_reason"] = "content_filter"
+    await wire.json(200, body)
+
+
+async def filters(received: Received, wire: Wire) -> None:
+    """A filter that refuses the prompt."""
+    error = {"message": "no", "type": "t", "param": None, "code": "content_filter"}
+    await wire.json(400, {"error": error})
+
+
+async def test_a_content_filter_is_the_client_s_to_see(tmp_path: Path) -> None:
     second = FakeUpstream(teacher_says("second says"))
     async with second.running():
         place = {"base_url": second.url, "model": "other-1"}
         async with rig(tmp_path, teacher={"fallbacks": [place]}) as r:
-            r.teacher.handler = status(400)
+            r.teacher.handler = filters
             assert (await r.ask(FAR)).status_code == 400
-
-            async def filtered(received: Received, wire: Wire) -> None:
-                body = completion("")
-                body["choices"][0]["finish_reason"] = "content_filter"
-                await wire.json(200, body)
-
             r.teacher.handler = filtered
             assert (await r.ask(FAR)).json()["choices"][0]["finish_reason"] == "content_filter"
             assert not second.requests
+
+
+async def test_a_refused_request_goes_to_another_model_only(tmp_path: Path) -> None:
+    """A context overflow at one model is none at another; at the same model it is."""
+    second = FakeUpstream(teacher_says("second says"))
+    async with second.running():
+        same = {"base_url": second.url, "model": "big-1"}
+        async with rig(tmp_path, teacher={"fallbacks": [same]}) as r:
+            r.teacher.handler = status(400)
+            assert (await r.ask(FAR)).status_code == 400
+            assert not second.requests
+        place = tmp_path / "other"
+        place.mkdir()
+        other = {**same, "model": "other-1"}
+        async with rig(place, teacher={"fallbacks": [other], "retries": 0}) as r:
+            r.teacher.handler = status(400)
+            assert "second says" in (await r.ask(FAR)).text
+            second.handler = refuses
+            response = await r.ask(FAR)
+            assert response.status_code == 400  # the first model's word, not the second's outage
+            assert [a.outcome for a in r.last().attempts] == ["http_400", "http_500"]
+            assert r.task.teacher.upstream.breaker.closed
 
 
 async def test_a_refused_connection_goes_to_the_second_teacher(tmp_path: Path) -> None:

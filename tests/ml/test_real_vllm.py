@@ -21,6 +21,8 @@ from gateway.store.records import Status
 from gateway.verdict import Reason
 from router.rows import read_rows, write_rows
 from tests.fakes.rig import ROOT, Rig, rig
+from tests.faults.table import table
+from tests.faults.test_table import expect
 from tests.ml.conftest import Vllm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -102,6 +104,11 @@ async def test_a_client_that_asks_for_logprobs_gets_them_from_the_student(
         tokens = response.json()["choices"][0]["logprobs"]["content"]
         assert "".join(t["token"] for t in tokens).startswith("apr")
         assert all(len(t["top_logprobs"]) == 2 for t in tokens)
+
+
+async def test_every_fault_before_the_real_server_is_rescued(vllm: Vllm) -> None:
+    for row in await table(vllm.settings.url, ["student"]):
+        expect(row)
 
 
 async def test_an_adapter_that_is_not_loaded_is_rescued(tmp_path: Path, vllm: Vllm) -> None:
