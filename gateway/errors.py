@@ -54,7 +54,7 @@ CODES: Mapping[Code, CodeInfo] = {
     "invalid_value": CodeInfo(400, "invalid_request_error", "A field is out of range or contradicts another."),
     "missing_required_parameter": CodeInfo(400, "invalid_request_error", "A required field is absent."),
     "request_too_large": CodeInfo(413, "invalid_request_error", "The body exceeds `limits.body_bytes`."),
-    "request_timeout": CodeInfo(408, "invalid_request_error", "The body did not arrive within `limits.receive_timeout_s`."),
+    "request_timeout": CodeInfo(408, "invalid_request_error", "The head did not arrive within `limits.head_timeout_s`, or the body within `limits.receive_timeout_s`."),
     "invalid_api_key": CodeInfo(401, "authentication_error", "No key was sent, or none that is configured."),
     "invalid_admin_key": CodeInfo(401, "authentication_error", "`/admin` needs the admin key."),
     "override_not_allowed": CodeInfo(403, "permission_error", "The key may not choose who answers."),

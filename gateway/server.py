@@ -12,7 +12,9 @@ import uvicorn
 
 from gateway.app import create_app
 from gateway.logs import log
+from gateway.protocol import GatewayProtocol
 from gateway.service import Service
+from gateway.settings import Limits
 
 
 class _Server(uvicorn.Server):
@@ -48,6 +50,13 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _protocol(limits: Limits) -> type[GatewayProtocol]:
+    class Protocol(GatewayProtocol):
+        head_timeout_s = limits.head_timeout_s
+
+    return Protocol
+
+
 def serve(service: Service) -> int:
     """Serve until a signal; returns the process's exit code."""
     listen = service.config.listen
@@ -56,12 +65,13 @@ def serve(service: Service) -> int:
         host=listen.host,
         port=listen.port,
         loop="uvloop",
-        http="httptools",
+        http=_protocol(service.config.limits),
         ws="none",
         lifespan="on",
         access_log=False,
         log_level="warning",
         server_header=False,
+        proxy_headers=False,  # nothing here depends on an address that a header claims
         date_header=True,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(listen.drain_s) or 1,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
-
-from starlette.requests import ClientDisconnect, Request
 
 from gateway.admin import Admin
 from gateway.api.chat import parse_chat
@@ -34,6 +31,7 @@ from gateway.flow import Flow
 from gateway.health import HealthChecker
 from gateway.histories import Histories
 from gateway.ids import new_id
+from gateway.incoming import Incoming
 from gateway.load import Load
 from gateway.logs import log
 from gateway.metrics import Metrics
@@ -55,7 +53,6 @@ from gateway.workers import Reloader, logged, stopped
 from router.encoder import Encoders
 
 STORE_THREADS = 4
-EMBEDDINGS = "/v1/embeddings"
 _PARSERS: Mapping[Api, Callable[[bytes], ApiRequest]] = {
     Api.CHAT: parse_chat,
     Api.COMPLETIONS: parse_completions,
@@ -194,13 +191,13 @@ class Service:
                 model = task.student.settings.model
                 self.metrics.student_info.remove(task.name, model, task.judge.version)
 
-    def enter(self, request: Request) -> Principal:
+    def enter(self, incoming: Incoming) -> Principal:
         """Who asks, counted as in flight until ``leave``.
 
         Raises:
             GatewayError: the key is not known, or there is no room.
         """
-        principal = self._admit(request)
+        principal = self._admit(incoming)
         self.load.enter(principal, self.config.limits.max_in_flight)
         self.metrics.in_flight.set(self.load.total)
         return principal
@@ -218,18 +215,19 @@ class Service:
     ) -> None:
         await self._stack.aclose()
 
-    async def begin(self, request: Request, api: Api, principal: Principal) -> Turn:
+    async def begin(self, incoming: Incoming, api: Api, principal: Principal) -> Turn:
         """Steps 1 and 2: authenticate, receive, parse, resolve.
 
         Raises:
             GatewayError: the request cannot be taken.
         """
         started = monotonic()
-        asked = _PARSERS[api](await self.receive(request))
-        asked = await self.histories.expanded(asked, principal.name)
+        asked = _PARSERS[api](await incoming.body(self.config.limits))
+        if api is Api.RESPONSES:
+            asked = await self.histories.expanded(asked, principal.name)
         task, side = self.tasks.resolve(asked.model, principal.name, asked.messages)
         self._check_access(principal, task, asked.model)
-        wishes = read_wishes(request.headers, side)
+        wishes = read_wishes(incoming.headers, side)
         if wishes.route is not Route.JUDGED and not principal.may_override:
             raise GatewayError(
                 "override_not_allowed",
@@ -273,22 +271,19 @@ class Service:
         with contextlib.closing(SqliteStore.open(self._writer.path)) as store:
             return store.writable()
 
-    async def begin_forward(
-        self, request: Request, principal: Principal
-    ) -> Callable[[], Awaitable[Reply]]:
-        """Receive what is to be handed on; calling the result does it (``Passthrough.forward``).
+    async def forward(self, incoming: Incoming, principal: Principal) -> Reply:
+        """Hand a request on to the default upstream (``Passthrough.forward``).
 
         Raises:
-            GatewayError: the request cannot be taken.
+            GatewayError: the request cannot be taken, or nobody can be reached.
         """
         if not principal.may_use(DEFAULT_TASK):
             raise GatewayError("task_not_allowed", "This key may not use paths that pass through.")
-        body = await self.receive(request)
-        path = request.url.path
-        if path == EMBEDDINGS:
-            return functools.partial(self._embeddings, parse_embeddings(body))
-        content_type = request.headers.get("content-type", "application/json")
-        return functools.partial(self.passthrough.forward, path, body, content_type)
+        body = await incoming.body(self.config.limits)
+        if incoming.path == "/v1/embeddings":
+            return await self._embeddings(parse_embeddings(body))
+        content_type = incoming.headers.get("content-type", "application/json")
+        return await self.passthrough.forward(incoming.path, body, content_type)
 
     async def _embeddings(self, body: Mapping[str, Any]) -> Reply:
         default = self.tasks.default
@@ -300,39 +295,12 @@ class Service:
             )
         return await self.passthrough.embeddings(default, body)
 
-    def _admit(self, request: Request) -> Principal:
+    def _admit(self, incoming: Incoming) -> Principal:
         """Who asks, unless nobody may any more."""
-        principal = self._keyring.principal(request.headers.get("authorization"))
+        principal = self._keyring.principal(incoming.authorization)
         if self.closing:
             raise GatewayError("shutting_down", "The gateway is draining; ask another replica.")
         return principal
-
-    async def receive(self, request: Request) -> bytes:
-        """The body, within its limits of size and time.
-
-        Raises:
-            GatewayError: ``request_too_large`` or ``request_timeout``.
-        """
-        limits = self.config.limits
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(limits.receive_timeout_s):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > limits.body_bytes:
-                        raise GatewayError(
-                            "request_too_large",
-                            f"The body exceeds {limits.body_bytes} bytes; send less.",
-                        )
-                    parts.append(part)
-        except TimeoutError:
-            raise GatewayError(
-                "request_timeout", "The body did not arrive in time; send it again."
-            ) from None
-        except ClientDisconnect:
-            raise GatewayError("request_timeout", "The client left.") from None
-        return b"".join(parts)
 
     @staticmethod
     def _check_access(principal: Principal, task: TaskRuntime, model: str) -> None:

@@ -66,6 +66,9 @@ class Limits(Section):
     """Bounds on what one client may cost."""
 
     body_bytes: int = Field(4 << 20, ge=1024, description="Largest request body, in bytes.")
+    head_timeout_s: Positive = Field(
+        10.0, description="Seconds to receive a request's head, from its first byte on."
+    )
     receive_timeout_s: Positive = Field(30.0, description="Seconds to receive a request body.")
     send_timeout_s: Positive = Field(
         60.0, description="Seconds that a client may take to accept a part of its answer."

@@ -138,6 +138,12 @@ def sides(children: Children, folder: Path) -> list[Side]:
     url = f"http://127.0.0.1:{port}"
     wait_ready(mock, f"{url}/", 20)
     proxy, proxy_url = start_nginx(children, folder, url)
+    floor_port = free_port()
+    floor_url = f"http://127.0.0.1:{floor_port}"
+    floor = children.start(
+        "bare", [sys.executable, "-m", "tests.bench.bare", str(floor_port), url], {}
+    )
+    wait_ready(floor, f"{floor_url}/healthz", 20)
     off = gateway(children, "off", folder, url, student=None, router=None)
     on = gateway(children, "on", folder, url)
 
@@ -149,6 +155,9 @@ def sides(children: Children, folder: Path) -> list[Side]:
     mixed = [u.text for u in traffic(ROOT / "tests/data/clinc150", 400)]
     return [
         Side("nginx", proxy, f"{proxy_url}/v1/chat/completions", task, [IN_DOMAIN]),
+        Side(
+            "FastAPI + aiohttp, bare", floor, f"{floor_url}/v1/chat/completions", task, [IN_DOMAIN]
+        ),
         Side("router off, captured", off, ours("off"), task, [IN_DOMAIN]),
         Side("router on, mixed traffic", on, ours("on"), task, mixed),
         Side("router on, student", on, ours("on"), task, [IN_DOMAIN]),

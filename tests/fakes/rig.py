@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from gateway.app import create_app
+from gateway.protocol import GatewayProtocol
 from gateway.service import Service
 from gateway.settings import Config
 from gateway.store.records import Draw, DrawState, Exchange, Filter
@@ -185,10 +186,10 @@ async def rig(
 
 
 @contextlib.asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[str]:
+async def serving(app: ASGIApp) -> AsyncIterator[str]:
     """An application under uvicorn on a free port; drained at the end."""
     config = uvicorn.Config(
-        app, port=0, log_level="error", lifespan="on", ws="none",
+        app, port=0, http=GatewayProtocol, log_level="error", lifespan="on", ws="none",
         timeout_graceful_shutdown=2,
     )  # fmt: skip
     server = uvicorn.Server(config)

@@ -1,0 +1,79 @@
+"""A request as it comes in: its head, and its body within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from starlette.types import Message, Receive, Scope
+
+from gateway.clock import within
+from gateway.errors import GatewayError
+from gateway.settings import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """``headers`` by lower-case name; of a header that comes twice the first counts."""
+
+    path: str
+    method: str
+    headers: Mapping[str, str]
+    receive: Receive
+
+    @classmethod
+    def of(cls, scope: Scope, receive: Receive) -> Incoming:
+        """From an ASGI request."""
+        headers: dict[str, str] = {}
+        for name, value in scope["headers"]:
+            headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+        return cls(scope["path"], scope["method"], headers, receive)
+
+    @property
+    def authorization(self) -> str | None:
+        """The header that carries the key."""
+        return self.headers.get("authorization")
+
+    async def body(self, limits: Limits) -> bytes:
+        """The whole body.
+
+        Raises:
+            GatewayError: ``request_too_large`` or ``request_timeout``.
+        """
+        try:
+            with within(limits.receive_timeout_s):
+                message = await self.receive()
+                if not message.get("more_body"):  # the usual case: all of it is here already
+                    part = _part(message)
+                    _check_size(len(part), limits)
+                    return part
+                return await self._rest(_part(message), limits)
+        except TimeoutError:
+            raise GatewayError(
+                "request_timeout", "The body did not arrive in time; send it again."
+            ) from None
+
+    async def _rest(self, first: bytes, limits: Limits) -> bytes:
+        parts, size, more = [first], len(first), True
+        while more:
+            _check_size(size, limits)
+            message = await self.receive()
+            more = bool(message.get("more_body"))
+            parts.append(_part(message))
+            size += len(parts[-1])
+        _check_size(size, limits)
+        return b"".join(parts)
+
+
+def _part(message: Message) -> bytes:
+    if message["type"] == "http.disconnect":
+        raise GatewayError("request_timeout", "The client left.")
+    part: bytes = message.get("body", b"")
+    return part
+
+
+def _check_size(size: int, limits: Limits) -> None:
+    if size > limits.body_bytes:
+        raise GatewayError(
+            "request_too_large", f"The body exceeds {limits.body_bytes} bytes; send less."
+        )
