@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from enum import Enum
@@ -10,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from gateway.clock import within
 from gateway.sse import EventParser, EventTooLarge
 from gateway.upstream import UpstreamError, UpstreamResponse
 
@@ -55,7 +55,7 @@ class Events:
     async def next_within(self, seconds: float) -> Event:
         """The next event; ``End.EOF`` if none comes in time: for what follows a finish reason."""
         try:
-            async with asyncio.timeout(seconds):
+            with within(seconds):
                 return await self.next()
         except TimeoutError:
             self._over = True

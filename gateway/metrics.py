@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -18,36 +20,54 @@ _SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORE = tuple(i / 20 for i in range(1, 20))
 
 
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+
+class Labelled(Generic[M]):
+    """Children by label values: the library's own lookup takes 2 µs, ten times per request."""
+
+    def __init__(self, metric: M) -> None:
+        self._metric: M = metric
+        self._children: dict[tuple[str, ...], M] = {}
+
+    def labels(self, *values: str) -> M:
+        """The child with these label values."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._metric.labels(*values)
+        return child
+
+
 class Metrics:
     """Everything the gateway counts; names start with ``understudy_``."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
+        self.requests = Labelled(Counter(
             "understudy_requests", "Requests answered.",
             ["task", "served_by", "reason", "code_class"], registry=registry,
-        )  # fmt: skip
-        self.duration = Histogram(
+        ))  # fmt: skip
+        self.duration = Labelled(Histogram(
             "understudy_request_duration_seconds", "From request to the end of the answer.",
             ["task", "served_by"], buckets=_SLOW, registry=registry,
-        )  # fmt: skip
-        self.first_token = Histogram(
+        ))  # fmt: skip
+        self.first_token = Labelled(Histogram(
             "understudy_time_to_first_token_seconds", "From request to the first released chunk.",
             ["task", "served_by"], buckets=_SLOW, registry=registry,
-        )  # fmt: skip
-        self.overhead = Histogram(
+        ))  # fmt: skip
+        self.overhead = Labelled(Histogram(
             "understudy_overhead_seconds", "Time the gateway itself adds, by stage.",
             ["stage"], buckets=_FAST, registry=registry,
-        )  # fmt: skip
-        self.ood_score = Histogram(
+        ))  # fmt: skip
+        self.ood_score = Labelled(Histogram(
             "understudy_ood_score", "P(out of distribution) of judged prompts.",
             ["task"], buckets=_SCORE, registry=registry,
-        )  # fmt: skip
-        self.disagree_score = Histogram(
+        ))  # fmt: skip
+        self.disagree_score = Labelled(Histogram(
             "understudy_disagree_score", "P(disagree) of judged student answers.",
             ["task"], buckets=_SCORE, registry=registry,
-        )  # fmt: skip
+        ))  # fmt: skip
         self.threshold = Gauge(
             "understudy_threshold", "Certified threshold on P(disagree).", ["task"],
             registry=registry,
@@ -59,22 +79,22 @@ class Metrics:
             "understudy_student_info", "1 for the version in service.",
             ["task", "student", "router"], registry=registry,
         )  # fmt: skip
-        self.attempts = Counter(
+        self.attempts = Labelled(Counter(
             "understudy_upstream_attempts", "Calls to upstreams.", ["upstream", "outcome"],
             registry=registry,
-        )  # fmt: skip
-        self.circuit_open = Gauge(
+        ))  # fmt: skip
+        self.circuit_open = Labelled(Gauge(
             "understudy_circuit_open", "1 while an upstream's breaker is open.", ["upstream"],
             registry=registry,
-        )  # fmt: skip
-        self.tokens = Counter(
+        ))  # fmt: skip
+        self.tokens = Labelled(Counter(
             "understudy_tokens", "Tokens spent, served or not.", ["served_by", "kind"],
             registry=registry,
-        )  # fmt: skip
-        self.cost = Counter(
+        ))  # fmt: skip
+        self.cost = Labelled(Counter(
             "understudy_cost_usd", "Money spent: teacher by token, student by machine time.",
             ["task", "served_by"], registry=registry,
-        )  # fmt: skip
+        ))  # fmt: skip
         self.cost_avoided = Counter(
             "understudy_cost_avoided_usd",
             "What the teacher would have charged for student answers.", ["task"], registry=registry,

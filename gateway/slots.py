@@ -26,10 +26,16 @@ class Slots:
     _waiting: list[tuple[int, int, asyncio.Future[None]]] = field(default_factory=list)
     _number: int = 0
 
+    def take(self, priority: Priority) -> bool:
+        """A slot at once, if one is free and nobody goes before."""
+        if not self._free(priority) or (self._waiting and self._others_first(priority)):
+            return False
+        self.used += 1
+        return True
+
     async def acquire(self, priority: Priority) -> None:
         """Wait for a slot; first come, first served within a priority."""
-        if self._free(priority) and not self._others_first(priority):
-            self.used += 1
+        if self.take(priority):
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._number += 1

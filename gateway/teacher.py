@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 
 from gateway import refusals
+from gateway.clock import within
 from gateway.errors import GatewayError
 from gateway.events import End, Events
 from gateway.question import Question
@@ -111,7 +112,7 @@ class TeacherCall:
             GatewayError: ``teacher_refused`` with the teacher's own 4xx.
         """
         try:
-            async with asyncio.timeout_at(_loop_time(deadline)):
+            with within(None if deadline is None else deadline - monotonic()):
                 return await self._open(question)
         except TimeoutError:
             raise TeacherDown(
@@ -182,12 +183,7 @@ class TeacherCall:
         opened: OpenTeacher | None = None
         breaker = upstream.upstream.breaker
         try:
-            async with asyncio.timeout_at(_loop_time(limit)):
-                opened = await self._asked(upstream, question, started)
-        except TimeoutError:
-            outcome = "timeout"
-            breaker.failed(monotonic())
-            raise _Failed(outcome, None, refusals.unavailable("no whole answer in time")) from None
+            opened = await self._asked(upstream, question, started, limit)
         except _Failed as failed:
             outcome, status = failed.outcome, failed.status
             if failed.fault:
@@ -209,14 +205,14 @@ class TeacherCall:
         return opened
 
     async def _asked(
-        self, upstream: TeacherUpstream, question: Question, started: float
+        self, upstream: TeacherUpstream, question: Question, started: float, until: float
     ) -> OpenTeacher:
         limits = self.runtime.timeouts
         payload = question.payload(upstream.model)
         key = self.client_key if upstream is self.runtime.upstreams[0] else None
         try:
             response = await upstream.upstream.post(
-                self.session, question.path, payload, limits, key=key
+                self.session, question.path, payload, limits, key=key, until=until
             )
         except UpstreamError as error:
             raise _Failed(error.kind, None, refusals.unavailable(str(error))) from error
@@ -286,9 +282,11 @@ class TeacherCall:
 
     async def _slot(self) -> Callable[[], None]:
         slots = self.runtime.slots
+        if slots.take(self.priority):
+            return slots.release
         patience = self.runtime.settings.first_byte_timeout_s
         try:
-            async with asyncio.timeout(patience if self.priority is Priority.LIVE else None):
+            with within(patience if self.priority is Priority.LIVE else None):
                 await slots.acquire(self.priority)
         except TimeoutError:
             raise TeacherDown(
@@ -368,10 +366,3 @@ async def _collected(
     if not reader.finished:
         raise UpstreamError("cut" if held else "empty", "its stream ended early")
     return held, reader.usage
-
-
-def _loop_time(deadline: float | None) -> float | None:
-    """A monotonic time on the loop's clock; None where there is no bound."""
-    if deadline is None:
-        return None
-    return asyncio.get_running_loop().time() + max(0.0, deadline - monotonic())

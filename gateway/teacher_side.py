@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from gateway.streams.shape import AnswerStream
 from gateway.streams.whole import teacher_stream
 from gateway.teacher import CLOSING_S, OpenTeacher, TeacherCall
 from gateway.turn import Reply, Turn
-from gateway.upstream import MALFORMED, UpstreamError, monotonic
+from gateway.upstream import MALFORMED, UpstreamError
 from gateway.verdict import Reason, ServedBy
 
 
@@ -75,12 +74,11 @@ class TeacherSide:
         stream = out.stream
         outcome = "abandoned"
         event: Mapping[str, Any] | End = opened.first
-        deadline = opened.started + call.runtime.settings.total_timeout_s
         try:
             while not isinstance(event, End):
                 if part := _taken(event, out):
                     yield part
-                event = await _next(opened.events, stream, deadline)
+                event = await _next(opened.events, stream)
             if not stream.finished:
                 raise UpstreamError("cut", "the teacher's stream ended early")
             outcome = call.settle(opened, "ok", stream.usage)
@@ -121,11 +119,5 @@ def _taken(event: Mapping[str, Any], out: ClientStream) -> bytes:
         raise UpstreamError("malformed", "a chunk has another shape than the API's") from error
 
 
-async def _next(events: Events, stream: AnswerStream, deadline: float) -> Mapping[str, Any] | End:
-    if stream.finished:
-        return await events.next_within(CLOSING_S)
-    try:
-        async with asyncio.timeout(deadline - monotonic()):
-            return await events.next()
-    except TimeoutError:
-        raise UpstreamError("timeout", "the answer took too long") from None
+async def _next(events: Events, stream: AnswerStream) -> Mapping[str, Any] | End:
+    return await (events.next_within(CLOSING_S) if stream.finished else events.next())

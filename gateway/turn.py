@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -78,19 +78,19 @@ class Turn:
 
     def would_be(self, reason: Reason) -> None:
         """Note what the judge, or the student's fault, said."""
-        self.verdict = replace(self.verdict, would_be_reason=reason)
+        self.verdict.would_be_reason = reason
 
     def serve(self, by: ServedBy, reason: Reason) -> None:
         """Commit to a side."""
-        self.verdict = replace(self.verdict, served_by=by, reason=reason)
+        self.verdict.served_by, self.verdict.reason = by, reason
 
     def prejudged(self, pre: Prejudgement) -> None:
         """Note what the prompt alone said."""
-        self.verdict = replace(self.verdict, ood_score=pre.ood_score, template=pre.template)
+        self.verdict.ood_score, self.verdict.template = pre.ood_score, pre.template
 
     def scored(self, score: float) -> None:
         """Note P(disagree)."""
-        self.verdict = replace(self.verdict, score=score)
+        self.verdict.score = score
 
     @property
     def held_whole(self) -> bool:

@@ -5,7 +5,8 @@ Everything above sees only this; teacher, student, fakes and fault injectors sha
 
 from __future__ import annotations
 
-import asyncio
+import functools
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Self
 import aiohttp
 
 from gateway.breaker import Breaker
+from gateway.clock import within
 
 _JSON = "application/json"
 
@@ -48,10 +50,17 @@ LONGEST_COOLING_S = 60.0
 class UpstreamResponse:
     """An open answer; leaving its context closes the connection at once."""
 
-    def __init__(self, raw: aiohttp.ClientResponse, timeouts: Timeouts, owner: Upstream) -> None:
+    def __init__(
+        self,
+        raw: aiohttp.ClientResponse,
+        timeouts: Timeouts,
+        owner: Upstream,
+        until: float = math.inf,
+    ) -> None:
         self._raw = raw
         self._timeouts = timeouts
         self._owner = owner
+        self._until = until
         self._open = True
         self.status = raw.status
         self.headers: Mapping[str, str] = raw.headers
@@ -81,13 +90,18 @@ class UpstreamResponse:
         Raises:
             UpstreamError: ``cut`` or ``timeout``.
         """
-        content = self._raw.content
+        content, idle_s = self._raw.content, self._timeouts.idle_s
         while True:
             try:
-                async with asyncio.timeout(self._timeouts.idle_s):
-                    chunk = await content.readany()
+                if content.is_eof():  # all of it is here: nothing to wait for
+                    chunk = content.read_nowait()
+                else:
+                    with within(min(idle_s, self._until - monotonic())):
+                        chunk = await content.readany()
             except TimeoutError:
-                raise UpstreamError("timeout", f"silent for {self._timeouts.idle_s:g} s") from None
+                late = monotonic() >= self._until
+                why = "took too long" if late else f"silent for {idle_s:g} s"
+                raise UpstreamError("timeout", why) from None
             except (aiohttp.ClientError, OSError) as error:
                 raise UpstreamError("cut", f"answer was cut: {type(error).__name__}") from error
             if not chunk:
@@ -146,8 +160,10 @@ class Upstream:
         timeouts: Timeouts,
         content_type: str = _JSON,
         key: str | None = None,
+        until: float = math.inf,
     ) -> UpstreamResponse:
-        """Send a request and wait for the status line; ``key`` replaces the upstream's own.
+        """Send a request and wait for the status line; ``key`` replaces the upstream's own. The
+        whole answer has to be here by ``until``, in monotonic seconds.
 
         Raises:
             UpstreamError: ``connect`` or ``timeout``.
@@ -157,13 +173,13 @@ class Upstream:
             headers["authorization"] = f"Bearer {key or self.api_key}"
         self.in_flight += 1
         try:
-            async with asyncio.timeout(timeouts.connect_s + timeouts.first_byte_s):
+            with within(min(timeouts.connect_s + timeouts.first_byte_s, until - monotonic())):
                 raw = await session.post(
                     self.base_url + path,
                     data=body,
                     headers=headers,
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s),
+                    timeout=_connect_limit(timeouts.connect_s),
                 )
         except TimeoutError:
             self.in_flight -= 1
@@ -176,7 +192,12 @@ class Upstream:
         except BaseException:
             self.in_flight -= 1
             raise
-        return UpstreamResponse(raw, timeouts, self)
+        return UpstreamResponse(raw, timeouts, self, until)
+
+
+@functools.cache
+def _connect_limit(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=seconds)
 
 
 def open_session() -> aiohttp.ClientSession:

@@ -32,7 +32,7 @@ class Reason(StrEnum):
     OVERRIDE = "override"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Verdict:
     """The decision for one request.
 
