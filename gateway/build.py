@@ -35,6 +35,7 @@ def build_tasks(
             try:
                 encoders = encoders or load_encoders(config.cache)
                 judge = Judge.load(settings.router.artefact, encoders)
+                judge.remember(settings.router.remember)
                 _check_judge(settings, judge)
             except (RouterError, ConfigError) as error:
                 problems.append(f"tasks[{index}].router.artefact: {error}")

@@ -35,6 +35,10 @@ class Judge(Protocol):
         """Template, and what the static tier says of a prompt."""
         ...
 
+    def quick(self, pre: Prejudgement) -> bool:
+        """Whether ``refine`` may run on the event loop."""
+        ...
+
     def refine(self, pre: Prejudgement) -> Prejudgement:
         """The sentence encoder's word on it."""
         ...

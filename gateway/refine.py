@@ -29,6 +29,7 @@ class Refiner:
     async def refine(self, turn: Turn, judge: Judge, pre: Prejudgement) -> Prejudgement:
         """Ask the sentence encoder."""
         started = time.perf_counter()
-        refined = await self.offload.run(judge.refine, pre)
+        quick = judge.quick(pre)
+        refined = judge.refine(pre) if quick else await self.offload.run(judge.refine, pre)
         self.books.spent(turn, "refine", started)
         return refined

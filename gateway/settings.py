@@ -190,6 +190,12 @@ class Router(Section):
     hold: int | Literal["all"] = Field(
         "all", description="Tokens held back before release, or `all`."
     )
+    remember: int = Field(
+        4096,
+        ge=0,
+        description="Prompts whose embedding is kept in memory (2 KB each): a repeated prompt is "
+        "judged in microseconds, with the same verdict. 0 keeps none.",
+    )
     hedge_from: Share | None = Field(
         None, description="From this P(out) up to the cut, start the teacher alongside."
     )

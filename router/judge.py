@@ -22,6 +22,7 @@ from router.confidence import FLOOR, LengthScale, Prefix
 from router.drift import Reference
 from router.encoder import Encoders
 from router.errors import ArtefactError, FitError
+from router.memory import REMEMBERED, Memory
 from router.minilm import sentence_part
 from router.rows import StudentAnswer, usable
 from router.template import Message, compiled_slots, fingerprint, variable_text
@@ -143,6 +144,13 @@ class Judge:
         for tier in (self.first, self.second):
             if tier is not None:
                 tier.look("probe")
+        self.remember(REMEMBERED)
+
+    def remember(self, prompts: int) -> None:
+        """Keep the looks of so many prompts. The same text gets the same look, so this saves time
+        and changes no verdict."""
+        self._first = Memory(self.first, prompts) if self.first is not None else None
+        self._second = Memory(self.second, prompts)
 
     def _check_encoders(self, pinned: Mapping[str, str]) -> None:
         for name in ("static", "sentence"):
@@ -165,18 +173,22 @@ class Judge:
         known = template in self._templates
         if len(text) > self.max_chars:
             return Prejudgement(text, template, known, 1.0, True, too_long=True)
-        if self.first is None or self.bands is None:
+        if self._first is None or self.bands is None:
             return self.refine(Prejudgement(text, template, known, 1.0, True))
-        look = self.first.look(text)
+        look = self._first.look(text)
         out = look.p_out >= self.bands.out_from
         undecided = self.bands.asks(look.p_out)
         return Prejudgement(text, template, known, look.p_out, out, undecided, first=look)
+
+    def quick(self, pre: Prejudgement) -> bool:
+        """Whether ``refine`` costs next to nothing: this prompt was looked at before."""
+        return pre.second is not None or pre.too_long or self._second.knows(pre.text)
 
     def refine(self, pre: Prejudgement) -> Prejudgement:
         """The sentence encoder's word on a prompt; about a millisecond."""
         if pre.second is not None or pre.too_long:
             return pre
-        look = self.second.look(pre.text)
+        look = self._second.look(pre.text)
         out = self.ood_cut is not None and look.p_out >= self.ood_cut
         return replace(pre, ood_score=look.p_out, out=out, undecided=False, second=look)
 
