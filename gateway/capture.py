@@ -25,9 +25,11 @@ MAX_BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class _Job:
+    """``waiting`` is the future of whoever waits for the commit, and its loop."""
+
     exchange: Exchange | None
     write: Callable[[SqliteStore], None] | None
-    done: Callable[[bool], None]
+    waiting: tuple[asyncio.AbstractEventLoop, asyncio.Future[bool]] | None = None
 
 
 class Capture:
@@ -58,7 +60,7 @@ class Capture:
     def put_soon(self, exchange: Exchange) -> None:
         """Commit without waiting: for answers whose end nobody received."""
         if not self._closed:
-            self._queue.put(_Job(exchange, None, lambda _: None))
+            self._queue.put(_Job(exchange, None))
 
     async def finish_draw(self, exchange_id: str, draw: Draw, now: float) -> bool:
         """Commit the second half of a draw."""
@@ -76,12 +78,7 @@ class Capture:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bool] = loop.create_future()
 
-        def done(stored: bool) -> None:
-            # The loop may be gone when the process is being torn down: nobody waits then.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_resolve, future, stored)
-
-        self._queue.put(_Job(exchange, write, done))
+        self._queue.put(_Job(exchange, write, (loop, future)))
         self._metrics.queue.set(self._queue.qsize())
         return await future
 
@@ -108,14 +105,16 @@ class Capture:
         started = time.perf_counter()
         exchanges = [job for job in jobs if job.exchange is not None]
         stored = self._store_all(exchanges)
+        ended: list[tuple[_Job, bool]] = []
         for job in exchanges:
             # One bad row must not cost its neighbours their place on disk.
             alone = stored or (len(exchanges) > 1 and self._store_all([job]))
             self._metrics.records.labels("stored" if alone else "lost").inc()
-            job.done(alone)
+            ended.append((job, alone))
         for job in jobs:
             if job.write is not None:
-                job.done(self._attempt(job.write))
+                ended.append((job, self._attempt(job.write)))
+        _tell(ended)
         self._metrics.commit_seconds.observe(time.perf_counter() - started)
 
     def _store_all(self, jobs: list[_Job]) -> bool:
@@ -131,6 +130,20 @@ class Capture:
         return True
 
 
-def _resolve(future: asyncio.Future[bool], stored: bool) -> None:
-    if not future.done():
-        future.set_result(stored)
+def _tell(ended: list[tuple[_Job, bool]]) -> None:
+    """Wake the loop once for a whole batch."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[bool], bool]]] = {}
+    for job, stored in ended:
+        if job.waiting is not None:
+            loop, future = job.waiting
+            by_loop.setdefault(loop, []).append((future, stored))
+    for loop, futures in by_loop.items():
+        # The loop may be gone when the process is being torn down: nobody waits then.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_resolve, futures)
+
+
+def _resolve(futures: list[tuple[asyncio.Future[bool], bool]]) -> None:
+    for future, stored in futures:
+        if not future.done():
+            future.set_result(stored)

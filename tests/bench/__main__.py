@@ -1,20 +1,20 @@
-"""CPU per request of the gateway against nginx, both before the same mock upstream, in turns.
+"""The gateway beside nginx, a bare pass-through and other gateways, before one mock upstream.
 
 ``make bench``. CPU time is read from the kernel for the process under test alone, so the load
 generator and the upstream do not count; rounds alternate, so that a noisy minute hits all sides.
+``--no-peers`` leaves out what has to be installed first.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
-import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,179 +23,187 @@ import yaml
 
 from deploy.demo.processes import Child, Children, wait_ready
 from deploy.demo.task import traffic
+from tests.bench.load import Round, Side, load, memory_mib
+from tests.bench.mock import CHUNKS, PARK
 from tests.bench.nginx import start_nginx
+from tests.bench.peers import peers
 from tests.fakes.process import free_port
 from tests.fakes.rig import FAR, IN_DOMAIN, KEY, ROOT, SECRETS, config_data
 
 ROUNDS = 5
-REQUESTS = 3000
-WARM_UP = 300
-CONCURRENCY = 16
-_TICKS = os.sysconf("SC_CLK_TCK")
+REQUESTS = 2000
+SLOW = {"LiteLLM proxy": 10}
+"""Whose rounds have fewer requests, or they would take half an hour."""
+CONNECTIONS = (1, 16, 128)
+STREAMS = 200
+OPEN = 1000
+BARE = "bare FastAPI + aiohttp"
+OFF = "ours, router off"
+CHAT = "/v1/chat/completions"
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One thing that is measured."""
-
-    name: str
-    child: Child
-    url: str
-    model: str
-    texts: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Round:
-    """CPU microseconds per request, requests per second, latency quantiles in ms."""
-
-    cpu_us: float
-    rate: float
-    p50_ms: float
-    p99_ms: float
-
-
-def cpu_seconds(child: Child) -> float:
-    """User and system time of a process group so far (proc(5))."""
-    return sum(_cpu(pid) for pid in _group(child.popen.pid))
-
-
-def _group(leader: int) -> Iterator[int]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if int(fields[2]) == leader:
-                yield int(entry.name)
-
-
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-async def load(side: Side, requests: int) -> Round:
-    """Send ``requests`` from ``CONCURRENCY`` connections."""
-    bodies = [
-        json.dumps({"model": side.model, "messages": [{"role": "user", "content": t}]}).encode()
-        for t in side.texts
-    ]
-    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-    left = iter(range(requests))
-    times: list[float] = []
-
-    async def worker(session: aiohttp.ClientSession) -> None:
-        for number in left:
-            started = time.perf_counter()
-            async with session.post(
-                side.url, data=bodies[number % len(bodies)], headers=headers
-            ) as response:
-                raw = await response.read()
-                assert response.status == 200, raw
-            times.append((time.perf_counter() - started) * 1000)
-
-    before, started = cpu_seconds(side.child), time.perf_counter()
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        await asyncio.gather(*(worker(session) for _ in range(CONCURRENCY)))
-    took = time.perf_counter() - started
-    spent = cpu_seconds(side.child) - before
-    times.sort()
-    return Round(
-        spent / requests * 1e6,
-        requests / took,
-        times[len(times) // 2],
-        times[int(len(times) * 0.99)],
-    )
-
-
-def gateway(children: Children, name: str, folder: Path, mock: str, **task: Any) -> Child:
-    """A gateway process with its own store."""
+def gateway(
+    children: Children, name: str, folder: Path, mock: str, module: str = "gateway.cli", **task: Any
+) -> tuple[Child, str]:
+    """A gateway process with its own store, and its URL."""
     place = folder / name
     place.mkdir()
     data = config_data(f"{mock}/student/v1", f"{mock}/v1", place / "x.db", **task)
     data["listen"] = {"port": free_port()}
+    data["limits"] = {"max_in_flight": 4 * OPEN}
     (place / "c.yaml").write_text(yaml.safe_dump(data))
-    child = children.start(
-        name,
-        [sys.executable, "-m", "gateway.cli", "serve", "--config", str(place / "c.yaml")],
-        SECRETS,
-    )
-    wait_ready(child, f"http://127.0.0.1:{data['listen']['port']}/readyz", 60)
-    return child
+    command = [sys.executable, "-m", module, "serve", "--config", str(place / "c.yaml")]
+    child = children.start(name, command, SECRETS)
+    url = f"http://127.0.0.1:{data['listen']['port']}"
+    wait_ready(child, f"{url}/readyz", 60)
+    return child, f"{url}{CHAT}"
 
 
-def port_of(folder: Path, name: str) -> int:
-    """The port that a gateway was given."""
-    return int(yaml.safe_load((folder / name / "c.yaml").read_text())["listen"]["port"])
-
-
-def sides(children: Children, folder: Path) -> list[Side]:
-    """Everything under test, started."""
+def floor(children: Children, upstream: str) -> Side:
+    """FastAPI and aiohttp, bytes through."""
     port = free_port()
-    mock = children.start("mock", [sys.executable, "-m", "tests.bench.mock", str(port)], {})
+    command = [sys.executable, "-m", "tests.bench.bare", str(port), upstream]
+    child = children.start("bare", command, {})
     url = f"http://127.0.0.1:{port}"
-    wait_ready(mock, f"{url}/", 20)
-    proxy, proxy_url = start_nginx(children, folder, url)
-    floor_port = free_port()
-    floor_url = f"http://127.0.0.1:{floor_port}"
-    floor = children.start(
-        "bare", [sys.executable, "-m", "tests.bench.bare", str(floor_port), url], {}
-    )
-    wait_ready(floor, f"{floor_url}/healthz", 20)
-    off = gateway(children, "off", folder, url, student=None, router=None)
-    on = gateway(children, "on", folder, url)
+    wait_ready(child, f"{url}/healthz", 20)
+    return Side(BARE, child, f"{url}{CHAT}", [FAR])
 
-    def ours(name: str) -> str:
-        return f"http://127.0.0.1:{port_of(folder, name)}/v1/chat/completions"
 
-    task = "banking-intents"
+def ours(children: Children, folder: Path, upstream: str) -> list[Side]:
+    """The gateway in its parts: without a judge, with each tier, remembered or not."""
+    off: dict[str, Any] = {"student": None, "router": None}
+    forgets: dict[str, Any] = {"router": {"remember": 0}}
+    plain = gateway(children, "off", folder, upstream, **off)
+    loose = gateway(children, "no-capture", folder, upstream, "tests.bench.nocapture", **off)
+    fresh = gateway(children, "fresh", folder, upstream, **forgets)
+    kept = gateway(children, "kept", folder, upstream)
     # Held-out utterances in the demo's mix; the mock answers each of them surely.
     mixed = [u.text for u in traffic(ROOT / "tests/data/clinc150", 400)]
+    auth = {"authorization": f"Bearer {KEY}"}
     return [
-        Side("nginx", proxy, f"{proxy_url}/v1/chat/completions", task, [IN_DOMAIN]),
-        Side(
-            "FastAPI + aiohttp, bare", floor, f"{floor_url}/v1/chat/completions", task, [IN_DOMAIN]
-        ),
-        Side("router off, captured", off, ours("off"), task, [IN_DOMAIN]),
-        Side("router on, mixed traffic", on, ours("on"), task, mixed),
-        Side("router on, student", on, ours("on"), task, [IN_DOMAIN]),
-        Side("router on, ood", on, ours("on"), task, [FAR]),
+        Side("ours, router off, capture off", *loose, [FAR], auth),
+        Side(OFF, *plain, [FAR], auth),
+        Side("ours, tier 1 (plainly out)", *fresh, [FAR], auth),
+        Side("ours, judgement remembered (out)", *kept, [FAR], auth),
+        Side("ours, tiers 1 and 2, student", *fresh, [IN_DOMAIN], auth),
+        Side("ours, judgement remembered, student", *kept, [IN_DOMAIN], auth),
+        Side("ours, mixed traffic", *fresh, mixed, auth),
+        Side("ours, mixed traffic, remembered", *kept, mixed, auth),
     ]
 
 
 def main() -> None:
-    """Measure, and print one line a side and one JSON object."""
+    """Measure, and print the tables and one JSON object."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, Children(Path(name) / "logs") as children:
-        under_test = sides(children, Path(name))
-        rounds: dict[str, list[Round]] = {side.name: [] for side in under_test}
-        for side in under_test:
-            asyncio.run(load(side, WARM_UP))
-        for _ in range(ROUNDS):
-            for side in under_test:
-                rounds[side.name].append(asyncio.run(load(side, REQUESTS)))
-    report(rounds)
+        folder, port = Path(name), free_port()
+        mock = children.start("mock", [sys.executable, "-m", "tests.bench.mock", str(port)], {})
+        url = f"http://127.0.0.1:{port}"
+        wait_ready(mock, f"{url}/", 20)
+        proxy, proxy_url = start_nginx(children, folder, url)
+        all_sides = [
+            Side("nginx", proxy, f"{proxy_url}{CHAT}", [FAR]),
+            floor(children, url),
+            *ours(children, folder, url),
+            *([] if chosen.no_peers else peers(children, folder, url)),
+        ]
+        whole = measure_whole(all_sides, chosen.rounds)
+        streamed = [s for s in all_sides if not s.name.startswith("ours") or s.name == OFF]
+        streams = measure_streams(streamed, chosen.rounds)
+        memory = {side.name: asyncio.run(parked(side)) for side in streamed}
+    report_whole(whole)
+    report_streams(streams, memory)
+    print(json.dumps({"whole": _json(whole), "streams": _json(streams), "memory_mib": memory}))
 
 
-def report(rounds: dict[str, list[Round]]) -> None:
-    """Medians over rounds; the ratio to nginx is the median of the paired ratios."""
-    print(f"{'side':30} {'CPU us':>15} {'x nginx':>8} {'req/s':>7} {'p50 ms':>7} {'p99 ms':>7}")
-    result = {}
-    for name, values in rounds.items():
-        ratios = [v.cpu_us / n.cpu_us for v, n in zip(values, rounds["nginx"], strict=True)]
-        row = {
-            "cpu_us": round(statistics.median(v.cpu_us for v in values), 1),
-            "cpu_us_range": [round(f(v.cpu_us for v in values), 1) for f in (min, max)],
-            "x_nginx": round(statistics.median(ratios), 2),
-            "rate": round(statistics.median(v.rate for v in values), 1),
-            "p50_ms": round(statistics.median(v.p50_ms for v in values), 2),
-            "p99_ms": round(statistics.median(v.p99_ms for v in values), 2),
-        }
-        result[name] = row
-        print(f"{name:30} {row['cpu_us']:>15} {row['x_nginx']:>8} {row['rate']:>7} "
-              f"{row['p50_ms']:>7} {row['p99_ms']:>7}")  # fmt: skip
-    print(json.dumps(result))
+Table = dict[str, dict[int, list[Round]]]
+
+
+def measure_whole(sides: Sequence[Side], rounds: int) -> Table:
+    """JSON answers at each number of connections, sides in turn."""
+    table: Table = {side.name: {c: [] for c in CONNECTIONS} for side in sides}
+    for side in sides:
+        asyncio.run(load(side, 300 // SLOW.get(side.name, 1), 16))
+    for connections in CONNECTIONS:
+        for _ in range(rounds):
+            for side in sides:
+                requests = REQUESTS // SLOW.get(side.name, 1)
+                table[side.name][connections].append(asyncio.run(load(side, requests, connections)))
+    return table
+
+
+def measure_streams(sides: Sequence[Side], rounds: int) -> Table:
+    """Streams of ``CHUNKS`` chunks at 16 connections."""
+    table: Table = {side.name: {16: []} for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            count = STREAMS // (4 if side.name in SLOW else 1)
+            table[side.name][16].append(asyncio.run(load(side, count, 16, stream=True)))
+    return table
+
+
+async def parked(side: Side) -> float:
+    """MiB that ``OPEN`` streams take which have begun and say no more."""
+    before = memory_mib(side.child)
+    headers = {"content-type": "application/json", **side.headers, "x-understudy-hold": "1"}
+    body = side.body(PARK, stream=True)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def opened() -> aiohttp.ClientResponse:
+            response = await session.post(side.url, data=body, headers=headers)
+            await response.content.readany()
+            return response
+
+        waiting = [opened() for _ in range(OPEN)]
+        async with asyncio.timeout(120):
+            responses = [r for part in range(0, OPEN, 100)
+                         for r in await asyncio.gather(*waiting[part : part + 100])]  # fmt: skip
+        after = memory_mib(side.child)
+        for response in responses:
+            response.close()
+    return round(after - before, 1)
+
+
+def _median(rounds: Sequence[Round], of: Callable[[Round], float]) -> float:
+    return statistics.median(of(r) for r in rounds)
+
+
+def report_whole(table: Table) -> None:
+    """Medians over rounds; the ratio to the bare pass-through is the median of paired ratios."""
+    head = ("CPU us", 7), ("min", 6), ("max", 6), ("x bare", 7), ("req/s/core", 10)
+    print(f"{'side':38}" + "".join(f" {name:>{width}}" for name, width in head), end="")
+    print("".join(f" {f'p50 c={c}':>9} {f'p99 c={c}':>9}" for c in CONNECTIONS))
+    for name, by in table.items():
+        middle = by[16]
+        costs = [r.cpu_us for r in middle]
+        ratios = [r.cpu_us / b.cpu_us for r, b in zip(middle, table[BARE][16], strict=True)]
+        cpu = statistics.median(costs)
+        print(f"{name:38} {cpu:7.0f} {min(costs):6.0f} {max(costs):6.0f} "
+              f"{statistics.median(ratios):7.2f} {1e6 / cpu:10.0f}", end="")  # fmt: skip
+        for c in CONNECTIONS:
+            p50, p99 = _median(by[c], lambda r: r.p50_ms), _median(by[c], lambda r: r.p99_ms)
+            print(f" {p50:9.2f} {p99:9.2f}", end="")
+        print()
+
+
+def report_streams(table: Table, memory: dict[str, float]) -> None:
+    """CPU per relayed chunk, first byte, and memory of open streams."""
+    print(f"\n{'streams':38} {'CPU us/chunk':>12} {'first p50':>10} {'p99':>8} {'MiB/1000':>9}")
+    for name, by in table.items():
+        rounds = by[16]
+        print(f"{name:38} {_median(rounds, lambda r: r.cpu_us / CHUNKS):12.1f} "
+              f"{_median(rounds, lambda r: r.p50_ms):10.2f} "
+              f"{_median(rounds, lambda r: r.p99_ms):8.2f} {memory[name]:9.1f}")  # fmt: skip
+
+
+def _json(table: Table) -> Any:
+    return {
+        name: {connections: [asdict(r) for r in rounds] for connections, rounds in by.items()}
+        for name, by in table.items()
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The upstream of the benchmarks: a fixed answer over keep-alive, as cheap as Python allows.
+"""The upstream of the benchmarks: fixed answers over keep-alive, as cheap as Python allows.
 
-``python -m tests.bench.mock PORT``: ``/v1`` answers as a teacher, ``/student/v1`` as vLLM.
+``python -m tests.bench.mock PORT``: ``/v1`` answers as a teacher, ``/student/v1`` as vLLM. A
+teacher's stream is ``CHUNKS`` events, one packet each; a prompt that says PARK gets one event and
+then silence.
 """
 
 from __future__ import annotations
@@ -10,11 +12,18 @@ import json
 import sys
 from typing import cast
 
-from tests.fakes.answers import completion, vllm_events
+from tests.fakes.answers import completion, teacher_chunk, teacher_events, vllm_events
+
+CHUNKS = 100
+GAP_S = 0.002
+"""Between the packets of a stream: a fast model's pace."""
+PARK = "PARK"
 
 _ANSWER = json.dumps(completion("transfer")).encode()
-_EVENTS = b"".join(b"data: " + json.dumps(e).encode() + b"\n\n" for e in vllm_events(["ap", "r"]))
-_EVENTS += b"data: [DONE]\n\n"
+
+
+def _event(value: object) -> bytes:
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
 def _whole(kind: bytes, body: bytes) -> bytes:
@@ -22,8 +31,23 @@ def _whole(kind: bytes, body: bytes) -> bytes:
     return head % (kind, len(body)) + body
 
 
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 TEACHER = _whole(b"application/json", _ANSWER)
-STUDENT = _whole(b"text/event-stream", _EVENTS)
+STUDENT = _whole(
+    b"text/event-stream",
+    b"".join(map(_event, vllm_events(["ap", "r"]))) + b"data: [DONE]\n\n",
+)
+_EVENTS = [_event(e) for e in teacher_events([f"word{n} " for n in range(CHUNKS - 2)], usage=True)]
+STREAM = [_chunk(event) for event in _EVENTS]
+STREAM[0] = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    + STREAM[0]
+)
+STREAM[-1] += _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+PARKED = STREAM[0] + _chunk(_event(teacher_chunk({"content": "a"})))
 
 
 class Mock(asyncio.Protocol):
@@ -31,6 +55,7 @@ class Mock(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._buffer = b""
+        self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
@@ -43,14 +68,31 @@ class Mock(asyncio.Protocol):
             length = int(head[place + 15 :].split(b"\r\n", 1)[0]) if place >= 0 else 0
             if len(self._buffer) < end + 4 + length:
                 return
-            self._transport.write(STUDENT if b"/student/" in head[:80] else TEACHER)
+            self._answer(head, self._buffer[end + 4 : end + 4 + length])
             self._buffer = self._buffer[end + 4 + length :]
+
+    def _answer(self, head: bytes, body: bytes) -> None:
+        if b"/student/" in head[:80]:
+            self._transport.write(STUDENT)
+        elif b'"stream":true' not in body.replace(b" ", b""):
+            self._transport.write(TEACHER)
+        elif PARK.encode() in body:
+            self._transport.write(PARKED)
+        else:
+            self._next(0)
+
+    def _next(self, number: int) -> None:
+        if self._transport.is_closing():
+            return
+        self._transport.write(STREAM[number])
+        if number + 1 < len(STREAM):
+            self._loop.call_later(GAP_S, self._next, number + 1)
 
 
 async def main(port: int) -> None:
     """Serve until killed."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Mock, "127.0.0.1", port)
+    server = await loop.create_server(Mock, "127.0.0.1", port, backlog=2048)
     await server.serve_forever()
 
 

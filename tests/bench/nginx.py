@@ -13,7 +13,7 @@ daemon off;
 worker_processes 1;
 error_log stderr warn;
 pid {folder}/nginx.pid;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 8192; }}
 http {{
   access_log off;
   client_body_temp_path {folder}/body;
