@@ -19,6 +19,15 @@ class Principal:
     tasks: frozenset[str]
     may_override: bool
     max_in_flight: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    usd_per_day: float | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything has to be counted before it is let in."""
+        limits = self.requests_per_minute, self.tokens_per_minute, self.usd_per_day
+        return limits != (None, None, None)
 
     def may_use(self, task: str) -> bool:
         """Whether the task is open to this principal."""
@@ -34,9 +43,7 @@ class Keyring:
 
     def __init__(self, keys: Sequence[Key], secrets: Mapping[str, str]) -> None:
         self._digests = [
-            (digest, Principal(key.name, frozenset(key.tasks), key.may_override, key.max_in_flight))
-            for key in keys
-            for digest in _digests(key, secrets)
+            (digest, _principal(key)) for key in keys for digest in _digests(key, secrets)
         ]
 
     def principal(self, authorization: str | None) -> Principal:
@@ -84,6 +91,18 @@ class AdminKey:
 def digest_hex(key: str) -> str:
     """What the configuration holds of a key."""
     return _digest(key).hex()
+
+
+def _principal(key: Key) -> Principal:
+    return Principal(
+        key.name,
+        frozenset(key.tasks),
+        key.may_override,
+        key.max_in_flight,
+        key.requests_per_minute,
+        key.tokens_per_minute,
+        key.usd_per_day,
+    )
 
 
 def _digests(key: Key, secrets: Mapping[str, str]) -> list[bytes]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import orjson
 
+from gateway.allowance import Allowances
+from gateway.auth import Principal
 from gateway.capture import Capture
 from gateway.errors import GatewayError
 from gateway.logs import log
@@ -93,6 +95,7 @@ class Books:
     metrics: Metrics
     wake_draws: asyncio.Event
     wake_audit: asyncio.Event
+    allowances: Allowances
 
     async def whole(self, turn: Turn, body: dict[str, Any]) -> Reply:
         """Commit a whole answer, then hand it out."""
@@ -147,11 +150,18 @@ class Books:
         """Book one upstream call."""
         turn.attempts.append(attempt)
         self.book_spend(turn.task.name, attempt)
+        self._charge(turn.principal, attempt, attempt.cost_usd)
         if attempt.outcome not in _EXPECTED:
             log("upstream_failed", id=turn.id, upstream=attempt.upstream, outcome=attempt.outcome)
 
-    def book_call(self, attempt: Attempt) -> None:
+    def _charge(self, principal: Principal, attempt: Attempt, usd: float) -> None:
+        if principal.limited:
+            tokens = attempt.prompt_tokens + attempt.completion_tokens
+            self.allowances.spent(principal.name, tokens, usd, time.time())
+
+    def book_call(self, principal: Principal, attempt: Attempt) -> None:
         """Count a call that is passed through: its price is not known."""
+        self._charge(principal, attempt, 0.0)
         self.metrics.attempts.labels(attempt.upstream, attempt.outcome).inc()
         self.metrics.tokens.labels(attempt.role, "prompt").inc(attempt.prompt_tokens)
 

@@ -13,7 +13,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "explain": ("gateway.commands", "Say how a prompt would be judged, and why."),
     "replay": ("gateway.commands", "Try another budget, threshold or artefact on logged draws."),
     "gate": ("gateway.gates", "Show, open and close the gates of tasks."),
-    "keys": ("gateway.keys", "Make a client key and its digest."),
+    "keys": ("gateway.keys", "Make a client key and its digest; revoke and restore keys."),
     "captures": ("gateway.captures", "List, show and export what was captured."),
     "router": ("distill.router_commands", "Fit and evaluate the judge."),
     "student": ("distill.student_commands", "Train a student."),

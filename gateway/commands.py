@@ -26,14 +26,25 @@ ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration fi
 
 
 @app.command()
-def serve(config: ConfigFile) -> None:
+def serve(
+    config: ConfigFile,
+    worker: Annotated[
+        str | None, typer.Option(hidden=True, help="A supervisor's word to its worker.")
+    ] = None,
+) -> None:
     """Run the gateway until SIGTERM or Ctrl-C; both let running answers finish."""
-    from gateway.server import serve as run
-    from gateway.service import Service
+    from gateway.supervisor import WorkerPlace, supervise
 
     settings = _loaded(config)
+    place = WorkerPlace.parse(worker) if worker else None
     try:
-        service = Service(settings, read_secrets(settings, environment()))
+        secrets = read_secrets(settings, environment())
+        if place is None and settings.listen.workers > 1:
+            raise typer.Exit(supervise(config, settings.listen))
+        from gateway.server import serve as run
+        from gateway.service import Service
+
+        service = Service(settings, secrets, first=place is None or place.slot == 0)
     except ConfigError as error:
         _fail([f"{config}: {problem}" for problem in error.problems])
     except StoreError as error:
@@ -47,7 +58,7 @@ def serve(config: ConfigFile) -> None:
             raise ConfigError([_in_file(config, problem) for problem in error.problems]) from error
 
     service.source = again
-    raise typer.Exit(run(service))
+    raise typer.Exit(run(service, place))
 
 
 @app.command("check-config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Generic, TypeVar
 
 from prometheus_client import (
@@ -11,6 +12,7 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
     generate_latest,
+    multiprocess,
 )
 
 from gateway.verdict import Reason, ServedBy
@@ -70,14 +72,18 @@ class Metrics:
         ))  # fmt: skip
         self.threshold = Gauge(
             "understudy_threshold", "Certified threshold on P(disagree).", ["task"],
-            registry=registry,
+            multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.gate_open = Gauge(
-            "understudy_gate_open", "1 while the student may serve.", ["task"], registry=registry
+            "understudy_gate_open",
+            "1 while the student may serve.",
+            ["task"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
         )
         self.student_info = Gauge(
             "understudy_student_info", "1 for the version in service.",
-            ["task", "student", "router"], registry=registry,
+            ["task", "student", "router"], multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.attempts = Labelled(Counter(
             "understudy_upstream_attempts", "Calls to upstreams.", ["upstream", "outcome"],
@@ -85,7 +91,7 @@ class Metrics:
         ))  # fmt: skip
         self.circuit_open = Labelled(Gauge(
             "understudy_circuit_open", "1 while an upstream's breaker is open.", ["upstream"],
-            registry=registry,
+            multiprocess_mode="livemax", registry=registry,
         ))  # fmt: skip
         self.tokens = Labelled(Counter(
             "understudy_tokens", "Tokens spent, served or not.", ["served_by", "kind"],
@@ -104,39 +110,39 @@ class Metrics:
         )
         self.risk_upper = Gauge(
             "understudy_risk_upper_bound", "Anytime-valid upper bound on the served risk.",
-            ["task"], registry=registry,
+            ["task"], multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.risk_lower = Gauge(
             "understudy_risk_lower_bound", "Anytime-valid lower bound on the served risk.",
-            ["task"], registry=registry,
+            ["task"], multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.audit_state = Gauge(
             "understudy_audit_state", "1 for the audit's state: confirmed, unproven or refuted.",
-            ["task", "state"], registry=registry,
+            ["task", "state"], multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.labels_missing = Gauge(
             "understudy_audit_labels_missing",
             "Labels until confirmed if errors come at the present rate; +Inf when never.",
-            ["task"], registry=registry,
+            ["task"], multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.suspicion = Gauge(
             "understudy_audit_suspicion",
             "Change detector: reaches x by chance at most once in x labels on average.",
-            ["task"], registry=registry,
+            ["task"], multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.draw_rate = Gauge(
             "understudy_draw_rate", "Probability that a request is drawn now.", ["task"],
-            registry=registry,
+            multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.drift = Gauge(
             "understudy_drift_score",
             "Population stability index of P(out) against the calibration rows.",
-            ["task"], registry=registry,
+            ["task"], multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.self_disagreement = Gauge(
             "understudy_teacher_self_disagreement",
             "Share of the probe set on which the teacher's first two runs disagree.",
-            ["task"], registry=registry,
+            ["task"], multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.events = Counter(
             "understudy_events", "Events of audit and gate.", ["task", "kind"], registry=registry
@@ -145,8 +151,19 @@ class Metrics:
             "understudy_reloads", "Changed configurations by outcome: taken or refused.",
             ["outcome"], registry=registry,
         )  # fmt: skip
+        self.key_refusals = Counter(
+            "understudy_key_refusals", "Requests refused to a key, by error code.",
+            ["key", "code"], registry=registry,
+        )  # fmt: skip
+        self.key_spent = Gauge(
+            "understudy_key_spent_today_usd", "Teacher money spent for a key this UTC day.",
+            ["key"], multiprocess_mode="livemostrecent", registry=registry,
+        )  # fmt: skip
         self.in_flight = Gauge(
-            "understudy_requests_in_flight", "Requests under way.", registry=registry
+            "understudy_requests_in_flight",
+            "Requests under way.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self.records = Counter(
             "understudy_fallback_records", "Exchanges by what became of them.", ["state"],
@@ -154,7 +171,7 @@ class Metrics:
         )  # fmt: skip
         self.queue = Gauge(
             "understudy_fallback_queue_records", "Exchanges that wait for their commit.",
-            registry=registry,
+            multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
         self.commit_seconds = Histogram(
             "understudy_capture_commit_seconds", "One group commit.", buckets=_FAST,
@@ -171,6 +188,22 @@ class Metrics:
             )
             self.requests.labels(task, served, reason, "2xx")
 
+    def forget_student(self, task: str, student: str, router: str) -> None:
+        """A version that is no longer in service. Files that several workers share forget no
+        series: theirs stay at 0."""
+        self.student_info.labels(task, student, router).set(0)
+        if not _several_workers():
+            self.student_info.remove(task, student, router)
+
     def exposition(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
+        """The Prometheus text format, of all workers together."""
+        registry = self.registry
+        if _several_workers():
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+def _several_workers() -> bool:
+    """Whether the library keeps its values in files: it decides so when it is imported."""
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ

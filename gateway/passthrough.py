@@ -3,6 +3,7 @@ those that the configuration lists."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from gateway.auth import Principal
 from gateway.books import Books
 from gateway.errors import GatewayError
 from gateway.ids import new_id
@@ -57,14 +59,18 @@ class Passthrough:
         headers = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
         return Reply(response.status, {**headers, **self._told()}, _relayed(response))
 
-    async def embeddings(self, task: TaskRuntime, body: Mapping[str, Any]) -> Reply:
+    async def embeddings(
+        self, task: TaskRuntime, principal: Principal, body: Mapping[str, Any]
+    ) -> Reply:
         """Ask for embeddings, retried as a teacher is; the client's model name is the upstream's.
 
         Raises:
             GatewayError: the upstream refuses, or cannot be reached.
         """
         name = task.name
-        call = TeacherCall(task.teacher, self.session, self.books.book_call)
+        call = TeacherCall(
+            task.teacher, self.session, functools.partial(self.books.book_call, principal)
+        )
         try:
             opened = await call.open(Plain("/embeddings", body, named=True))
         except TeacherDown as down:

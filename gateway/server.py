@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 
@@ -15,12 +16,23 @@ from gateway.logs import log
 from gateway.protocol import GatewayProtocol
 from gateway.service import Service
 from gateway.settings import Limits
+from gateway.supervisor import WorkerPlace
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, pipe: socket.socket | None
+    ) -> None:
         super().__init__(config)
         self._service = service
+        self._pipe = pipe
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say to the supervisor that this worker serves, and notice when there is none any more."""
+        await super().startup(sockets)
+        if self._pipe is not None and self.started:
+            self._pipe.send(b"r")
+            asyncio.get_running_loop().add_reader(self._pipe, self._orphaned)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -45,6 +57,11 @@ class _Server(uvicorn.Server):
         else:
             self._close()
 
+    def _orphaned(self) -> None:
+        assert self._pipe is not None
+        asyncio.get_running_loop().remove_reader(self._pipe)
+        self._stop(signal.SIGTERM)
+
     def _close(self) -> None:
         self._service.closing = True
         self.should_exit = True
@@ -57,8 +74,9 @@ def _protocol(limits: Limits) -> type[GatewayProtocol]:
     return Protocol
 
 
-def serve(service: Service) -> int:
-    """Serve until a signal; returns the process's exit code."""
+def serve(service: Service, place: WorkerPlace | None = None) -> int:
+    """Serve until a signal, as one of several workers where a supervisor gave this one a
+    ``place``; returns the process's exit code."""
     listen = service.config.listen
     config = uvicorn.Config(
         create_app(service),
@@ -77,10 +95,14 @@ def serve(service: Service) -> int:
         timeout_graceful_shutdown=int(listen.drain_s) or 1,
         backlog=4096,
     )
-    server = _Server(config, service)
+    pipe, sockets = None, None
+    if place is not None:
+        pipe = socket.socket(fileno=place.pipe)
+        sockets = [socket.socket(fileno=place.listener)]
+    server = _Server(config, service, pipe)
     log("starting", host=listen.host, port=listen.port, tasks=[t.name for t in service.tasks])
     with contextlib.suppress(SystemExit):  # uvicorn's way to say that it did not start
-        server.run()
+        server.run(sockets)
     if not server.started:
         print(f"error: {listen.host}:{listen.port} cannot be bound", file=sys.stderr)
         return 1

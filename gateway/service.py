@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from gateway.admin import Admin
+from gateway.allowance import Allowances
 from gateway.api.chat import parse_chat
 from gateway.api.completions import parse_completions
 from gateway.api.embeddings import parse_embeddings
@@ -41,6 +42,8 @@ from gateway.prober import Prober
 from gateway.refine import Refiner
 from gateway.reload import kept, take_over
 from gateway.settings import Config
+from gateway.sharing import Sharer
+from gateway.store.access import AccessStore
 from gateway.store.audits import AuditStore
 from gateway.store.sqlite import SqliteStore
 from gateway.student_side import StudentSide
@@ -77,8 +80,11 @@ class Service:
         secrets: Mapping[str, str],
         rng: random.Random | None = None,
         encoders: Encoders | None = None,
+        *,
+        first: bool = True,
     ) -> None:
         """Load judges and keys; ``encoders`` are shared where several services live in a process.
+        Only the ``first`` of several workers asks for second answers and probes the teacher.
 
         Raises:
             ConfigError: an artefact cannot be used with this configuration.
@@ -88,12 +94,14 @@ class Service:
         self.metrics = Metrics()
         self._keyring = Keyring(config.keys, secrets)
         self._secrets = secrets
+        self._first = first
         self.tasks = Tasks(config, build_tasks(config, secrets, encoders))
         self._rng = rng or random.Random()
         self.draining = False
         """Whether ``/readyz`` says so; requests are still taken until ``closing``."""
         self.closing = False
         self.load = Load()
+        self.allowances = Allowances()
         self.reload_wanted = asyncio.Event()
         self.source: Callable[[], tuple[Config, Mapping[str, str]]] | None = None
         """Reads configuration and secrets again; None where there is no file to read."""
@@ -108,7 +116,7 @@ class Service:
         reader = SqliteStore.read_only(self._writer.path)
         stack.callback(reader.close)
         session = await stack.enter_async_context(open_session())
-        books = Books(capture, self.metrics, asyncio.Event(), asyncio.Event())
+        books = Books(capture, self.metrics, asyncio.Event(), asyncio.Event(), self.allowances)
         judging = Offload(stack.enter_context(ThreadPoolExecutor(JUDGING_THREADS, "judge")))
         refiner = Refiner(judging, books)
         self.flow = Flow(
@@ -131,11 +139,15 @@ class Service:
         draws = DrawWorker(self.tasks, reader, session, books, equivalence, offload)
         prober = Prober(self.tasks, audits, session, books, offload)
         health = HealthChecker(self.tasks, session, self.metrics)
+        access = AccessStore.open(self._writer.path)
+        stack.callback(access.close)
+        sharer = Sharer(self.allowances, access, self.metrics, offload)
+        await sharer.share()  # what was spent before a restart counts from the first request on
         for worker in (
-            draws,
+            *((draws, prober) if self._first else ()),
             self.auditor,
-            prober,
             health,
+            sharer,
             Reloader(self.reload_wanted, self.reload),
         ):
             stack.push_async_callback(stopped, asyncio.create_task(logged(worker)))
@@ -189,16 +201,26 @@ class Service:
                 continue
             if (task.name, task.judge.version) not in staying:
                 model = task.student.settings.model
-                self.metrics.student_info.remove(task.name, model, task.judge.version)
+                self.metrics.forget_student(task.name, model, task.judge.version)
 
     def enter(self, incoming: Incoming) -> Principal:
         """Who asks, counted as in flight until ``leave``.
 
         Raises:
-            GatewayError: the key is not known, or there is no room.
+            GatewayError: the key is not known or revoked, has used what it may, or there is no
+                room.
         """
         principal = self._admit(incoming)
-        self.load.enter(principal, self.config.limits.max_in_flight)
+        try:
+            self.load.enter(principal, self.config.limits.max_in_flight)
+            try:
+                self.allowances.admit(principal, time.time())
+            except GatewayError:
+                self.load.leave(principal)
+                raise
+        except GatewayError as error:
+            self.metrics.key_refusals.labels(principal.name, error.code).inc()
+            raise
         self.metrics.in_flight.set(self.load.total)
         return principal
 
@@ -281,11 +303,11 @@ class Service:
             raise GatewayError("task_not_allowed", "This key may not use paths that pass through.")
         body = await incoming.body(self.config.limits)
         if incoming.path == "/v1/embeddings":
-            return await self._embeddings(parse_embeddings(body))
+            return await self._embeddings(parse_embeddings(body), principal)
         content_type = incoming.headers.get("content-type", "application/json")
         return await self.passthrough.forward(incoming.path, body, content_type)
 
-    async def _embeddings(self, body: Mapping[str, Any]) -> Reply:
+    async def _embeddings(self, body: Mapping[str, Any], principal: Principal) -> Reply:
         default = self.tasks.default
         if default is None:
             raise GatewayError(
@@ -293,7 +315,7 @@ class Service:
                 f"No upstream for embeddings: '{body['model']}' needs default.passthrough.",
                 param="model",
             )
-        return await self.passthrough.embeddings(default, body)
+        return await self.passthrough.embeddings(default, principal, body)
 
     def _admit(self, incoming: Incoming) -> Principal:
         """Who asks, unless nobody may any more."""

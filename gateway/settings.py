@@ -55,7 +55,13 @@ class Listen(Section):
 
     host: str = Field("127.0.0.1", description="Address to bind.")
     port: int = Field(8080, ge=0, le=65535, description="Port to bind; 0 picks a free one.")
-    workers: Literal[1] = Field(1, description="Processes; this version runs one.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes behind the one port. Limits in flight and quotas of upstreams hold "
+        "in each of them; rates and budgets of keys over all.",
+    )
     drain_delay_s: NonNegative = Field(
         0.0, description="On SIGTERM, seconds to go on accepting while `/readyz` says 503."
     )
@@ -94,6 +100,25 @@ class Key(Section):
     )
     max_in_flight: int | None = Field(
         None, ge=1, description="Requests at once; more get 429 `too_many_requests`."
+    )
+    requests_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="Requests in a minute of the clock; more get 429 `rate_limit_exceeded`. "
+        "Processes over one store share their counts once a second.",
+    )
+    tokens_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens in a minute, all upstream calls for this key together; counted when "
+        "an answer has ended, so that what is in flight can overshoot.",
+    )
+    usd_per_day: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Teacher money in a day (UTC); then 429 `insufficient_quota`. Overshoots by "
+        "what is in flight, and by what other processes spent in the last two seconds.",
     )
 
     @model_validator(mode="after")

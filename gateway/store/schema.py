@@ -76,7 +76,18 @@ CREATE TABLE probe_leases (task TEXT PRIMARY KEY, until REAL NOT NULL) STRICT
 
 _API = "ALTER TABLE exchanges ADD COLUMN api TEXT NOT NULL DEFAULT 'chat'"
 
-_STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT, 2: _API}
+_ACCESS = """
+CREATE TABLE key_usage (
+    principal TEXT NOT NULL, window TEXT NOT NULL, requests INTEGER NOT NULL,
+    tokens INTEGER NOT NULL, usd REAL NOT NULL, PRIMARY KEY (principal, window)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX key_usage_by_window ON key_usage (window);
+CREATE TABLE revoked_keys (
+    principal TEXT PRIMARY KEY, note TEXT NOT NULL, by TEXT NOT NULL, at REAL NOT NULL
+) STRICT, WITHOUT ROWID
+"""
+
+_STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT, 2: _API, 3: _ACCESS}
 """What takes a file of that version to the next one."""
 
 SCHEMA_VERSION = len(_STEPS)

@@ -23,7 +23,7 @@ import yaml
 
 from deploy.demo.processes import Child, Children, wait_ready
 from deploy.demo.task import traffic
-from tests.bench.load import Round, Side, load, memory_mib
+from tests.bench.load import Refused, Round, Side, load, memory_mib
 from tests.bench.mock import CHUNKS, PARK
 from tests.bench.nginx import start_nginx
 from tests.bench.peers import peers
@@ -113,7 +113,7 @@ def main() -> None:
         whole = measure_whole(all_sides, chosen.rounds)
         streamed = [s for s in all_sides if not s.name.startswith("ours") or s.name == OFF]
         streams = measure_streams(streamed, chosen.rounds)
-        memory = {side.name: asyncio.run(parked(side)) for side in streamed}
+        memory = {side.name: asyncio.run(_parked_or_nan(side)) for side in streamed}
     report_whole(whole)
     report_streams(streams, memory)
     print(json.dumps({"whole": _json(whole), "streams": _json(streams), "memory_mib": memory}))
@@ -131,7 +131,12 @@ def measure_whole(sides: Sequence[Side], rounds: int) -> Table:
         for _ in range(rounds):
             for side in sides:
                 requests = REQUESTS // SLOW.get(side.name, 1)
-                table[side.name][connections].append(asyncio.run(load(side, requests, connections)))
+                try:
+                    measured = asyncio.run(load(side, requests, connections))
+                except Refused as refused:
+                    print(f"c={connections}: {refused}", file=sys.stderr)
+                    continue
+                table[side.name][connections].append(measured)
     return table
 
 
@@ -141,8 +146,19 @@ def measure_streams(sides: Sequence[Side], rounds: int) -> Table:
     for _ in range(rounds):
         for side in sides:
             count = STREAMS // (4 if side.name in SLOW else 1)
-            table[side.name][16].append(asyncio.run(load(side, count, 16, stream=True)))
+            try:
+                table[side.name][16].append(asyncio.run(load(side, count, 16, stream=True)))
+            except Refused as refused:
+                print(f"streams: {refused}", file=sys.stderr)
     return table
+
+
+async def _parked_or_nan(side: Side) -> float:
+    try:
+        return await parked(side)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        print(f"open streams: {side.name}: {error!r}", file=sys.stderr)
+        return float("nan")
 
 
 async def parked(side: Side) -> float:
@@ -168,7 +184,8 @@ async def parked(side: Side) -> float:
 
 
 def _median(rounds: Sequence[Round], of: Callable[[Round], float]) -> float:
-    return statistics.median(of(r) for r in rounds)
+    """NaN where no round could be measured."""
+    return statistics.median(map(of, rounds)) if rounds else float("nan")
 
 
 def report_whole(table: Table) -> None:
@@ -178,8 +195,12 @@ def report_whole(table: Table) -> None:
     print("".join(f" {f'p50 c={c}':>9} {f'p99 c={c}':>9}" for c in CONNECTIONS))
     for name, by in table.items():
         middle = by[16]
+        if not middle:
+            print(f"{name:38} not measured")
+            continue
         costs = [r.cpu_us for r in middle]
-        ratios = [r.cpu_us / b.cpu_us for r, b in zip(middle, table[BARE][16], strict=True)]
+        # Where a side refused in some round, the pairs are of neighbouring rounds.
+        ratios = [r.cpu_us / b.cpu_us for r, b in zip(middle, table[BARE][16], strict=False)]
         cpu = statistics.median(costs)
         print(f"{name:38} {cpu:7.0f} {min(costs):6.0f} {max(costs):6.0f} "
               f"{statistics.median(ratios):7.2f} {1e6 / cpu:10.0f}", end="")  # fmt: skip

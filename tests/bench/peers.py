@@ -18,7 +18,7 @@ from tests.fakes.process import free_port
 from tests.fakes.rig import FAR, ROOT
 
 PLACE = ROOT / "var/bench/peers"
-LITELLM = "litellm[proxy]==1.110.2"
+LITELLM = "litellm[proxy]==1.108.7"
 VLLM_ROUTER = "vllm-router==0.1.17"
 PORTKEY = "@portkey-ai/gateway@1.15.2"
 CLIENTS = ROOT / ".venv-clients"

@@ -25,6 +25,7 @@ class GatewayProcess:
     process: asyncio.subprocess.Process
     url: str
     log: Path
+    config: Path
 
     def kill(self) -> None:
         """As the kernel does it: no warning, no cleaning up."""
@@ -68,7 +69,7 @@ async def gateway_process(
             "serve", "--config", str(config),
             cwd=ROOT, env={**SECRETS, "PATH": "/usr/bin:/bin"}, stdout=handle, stderr=handle,
         )  # fmt: skip
-    gateway = GatewayProcess(process, f"http://127.0.0.1:{port}", log)
+    gateway = GatewayProcess(process, f"http://127.0.0.1:{port}", log, config)
     try:
         await _ready(gateway)
         yield gateway

@@ -1,0 +1,133 @@
+"""What keys have used and which of them are revoked: shared by every process over one store."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.errors import StoreError
+from gateway.store.sqlite import SqliteStore
+
+_ADD = """
+INSERT INTO key_usage (principal, window, requests, tokens, usd) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (principal, window) DO UPDATE SET requests = requests + excluded.requests,
+    tokens = tokens + excluded.tokens, usd = usd + excluded.usd
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What was used in one window of time. Adds up."""
+
+    requests: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: Use) -> Use:
+        return Use(self.requests + other.requests, self.tokens + other.tokens, self.usd + other.usd)
+
+
+Window = str
+"""``m29000000`` is a minute of Unix time, ``d20000`` a day of UTC."""
+Uses = Mapping[tuple[str, Window], Use]
+"""By principal and window."""
+
+
+class AccessStore:
+    """The tables of one SQLite file, over a connection of their own.
+
+    Usage is committed without an fsync of its own: a power failure may forget the last seconds of
+    it, and costs no request's capture a disk turn.
+    """
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self._db = store.connection
+        self._one_at_a_time = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path) -> AccessStore:
+        """Open the file; creates and migrates it as ``SqliteStore.open`` does.
+
+        Raises:
+            StoreError: the file cannot be opened.
+        """
+        store = SqliteStore.open(path)
+        store.connection.execute("PRAGMA synchronous=NORMAL")
+        return cls(store)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._store.close()
+
+    def share(self, mine: Uses, windows: Sequence[Window]) -> tuple[Uses, frozenset[str]]:
+        """Add what this process has counted; read what all have, and who is revoked. In one
+        transaction.
+
+        Raises:
+            StoreError: nothing was added.
+        """
+        with self._transaction():
+            rows = [(*key, use.requests, use.tokens, use.usd) for key, use in mine.items()]
+            if rows:
+                self._db.executemany(_ADD, rows)
+            marks = ", ".join("?" * len(windows))
+            found = self._db.execute(
+                f"SELECT principal, window, requests, tokens, usd FROM key_usage "
+                f"WHERE window IN ({marks})",
+                list(windows),
+            )
+            uses = {(name, window): Use(*counts) for name, window, *counts in found}
+            return uses, self._revoked()
+
+    def forget(self, before_minute: Window) -> None:
+        """Drop minutes that are over; days stay, as the record of what was spent.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        with self._transaction():
+            self._db.execute(
+                "DELETE FROM key_usage WHERE window LIKE 'm%' AND window < ?", (before_minute,)
+            )
+
+    def _revoked(self) -> frozenset[str]:
+        return frozenset(row[0] for row in self._db.execute("SELECT principal FROM revoked_keys"))
+
+    def revoke(self, principal: str, note: str, by: str, now: float) -> None:
+        """Keep a principal out, whatever keys it has.
+
+        Raises:
+            StoreError: it is not stored.
+        """
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO revoked_keys (principal, note, by, at) VALUES (?, ?, ?, ?)",
+                (principal, note, by, now),
+            )
+
+    def restore(self, principal: str) -> bool:
+        """Let it in again; False where it was not revoked.
+
+        Raises:
+            StoreError: it is not stored.
+        """
+        with self._transaction():
+            sql = "DELETE FROM revoked_keys WHERE principal = ?"
+            return bool(self._db.execute(sql, (principal,)).rowcount)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._one_at_a_time:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise StoreError(f"{self._store.path}: {error}") from error
