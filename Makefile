@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-keys clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -110,8 +110,14 @@ bench-router: .venv/.ready  ## The router against its baselines: AUROC, coverage
 bench-streams: .venv/.ready  ## A thousand simulated streams per scenario through certificate and audit
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m tests.bench.streams
 
-bench: .venv/.ready  ## CPU per request against nginx, paired in one run
+bench: .venv/.ready $(CLIENTS)/.ready  ## CPU, latency, streams and memory beside nginx, a bare pass-through and peers
 	$(BIN)/python -m tests.bench
+
+bench-clients: .venv/.ready  ## Clients that leave and clients that are slow
+	$(BIN)/python -m tests.bench.clients
+
+bench-keys: .venv/.ready  ## Whether the time of a key's comparison tells anything
+	$(BIN)/python -m tests.bench.keytime
 
 bench-faults: .venv/.ready  ## What a client gets, fault by fault, as a table
 	@$(BIN)/python -m tests.faults.table 2>/dev/null

@@ -21,6 +21,7 @@ from gateway.clock import within
 from gateway.errors import GatewayError
 from gateway.ids import new_id
 from gateway.incoming import Incoming
+from gateway.keepalive import kept_alive
 from gateway.logs import log
 from gateway.protocol import GONE
 from gateway.service import Service
@@ -193,15 +194,26 @@ async def _refuse(send: Send, error: GatewayError) -> None:
 
 
 async def _answer(service: Service, turn: Turn, send: Send) -> None:
+    limits = service.config.limits
+    if turn.request.stream and limits.keepalive_after_s is not None:
+        await kept_alive(
+            turn, _reply(service, turn), _patient(send, limits.send_timeout_s),
+            limits.keepalive_after_s, _send_patiently,
+        )  # fmt: skip
+        return
+    await _send(send, await _reply(service, turn), limits.send_timeout_s)
+
+
+async def _reply(service: Service, turn: Turn) -> Reply:
+    """The turn's reply, or the error that takes its place."""
     try:
-        reply = await service.flow.answer(turn)
+        return await service.flow.answer(turn)
     except GatewayError as error:
-        reply = _error_reply(error, turn.headers("yes"))
+        return _error_reply(error, turn.headers("yes"))
     except Exception as error:
         log("internal_error", id=turn.id, error=repr(error))
         await service.flow.books.failed(turn, _internal())
-        reply = _error_reply(_internal(), turn.headers("yes"))
-    await _send(send, reply, service.config.limits.send_timeout_s)
+        return _error_reply(_internal(), turn.headers("yes"))
 
 
 def _patient(send: Send, limit_s: float) -> Send:
@@ -224,6 +236,14 @@ async def _send(send: Send, reply: Reply, limit_s: float) -> None:
         await _send_whole(send, reply)
     else:
         await _send_stream(_patient(send, limit_s), reply, reply.body)
+
+
+async def _send_patiently(send: Send, reply: Reply) -> None:
+    """The same where ``send`` is patient already."""
+    if isinstance(reply.body, bytes):
+        await _send_whole(send, reply)
+    else:
+        await _send_stream(send, reply, reply.body)
 
 
 async def _send_whole(send: Send, reply: Reply) -> None:

@@ -1,14 +1,53 @@
-"""How much is in flight, and the refusal of what would be too much: fast, before a body is read."""
+"""How much is in flight and how late the event loop is, and the refusal of what would be too much:
+fast, before a body is read, so that answers under way keep their pace."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 
 from gateway.auth import Principal
 from gateway.errors import GatewayError
+from gateway.metrics import Metrics
+from gateway.upstream import monotonic
 
 AGAIN = {"retry-after": "1"}
+
+
+PERIOD_S = 0.1
+_FADING = 0.5
+"""Of a former lag per period: a stall is forgotten within a second."""
+
+
+@dataclass(slots=True)
+class LagMeter:
+    """How late the event loop wakes whoever sleeps on it: all work of this process, and the
+    machine's other load, show here."""
+
+    metrics: Metrics
+    lag_s: float = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            due = monotonic() + PERIOD_S
+            await asyncio.sleep(PERIOD_S)
+            self.lag_s = max(monotonic() - due, self.lag_s * _FADING)
+            self.metrics.loop_lag.set(self.lag_s)
+
+    def check(self, limit_s: float) -> None:
+        """Refuse new work while the loop is too late.
+
+        Raises:
+            GatewayError: ``overloaded``.
+        """
+        if self.lag_s > limit_s:
+            raise GatewayError(
+                "overloaded",
+                f"The gateway is {self.lag_s:.1f} s behind; try again soon, or another replica.",
+                headers=dict(AGAIN),
+            )
 
 
 @dataclass(slots=True)

@@ -165,6 +165,10 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self.loop_lag = Gauge(
+            "understudy_loop_lag_seconds", "How late the event loop wakes a sleeper.",
+            multiprocess_mode="livemax", registry=registry,
+        )  # fmt: skip
         self.records = Counter(
             "understudy_fallback_records", "Exchanges by what became of them.", ["state"],
             registry=registry,

@@ -33,7 +33,7 @@ from gateway.health import HealthChecker
 from gateway.histories import Histories
 from gateway.ids import new_id
 from gateway.incoming import Incoming
-from gateway.load import Load
+from gateway.load import LagMeter, Load
 from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.offload import Offload
@@ -101,6 +101,7 @@ class Service:
         """Whether ``/readyz`` says so; requests are still taken until ``closing``."""
         self.closing = False
         self.load = Load()
+        self.lag = LagMeter(self.metrics)
         self.allowances = Allowances()
         self.reload_wanted = asyncio.Event()
         self.source: Callable[[], tuple[Config, Mapping[str, str]]] | None = None
@@ -148,6 +149,7 @@ class Service:
             self.auditor,
             health,
             sharer,
+            self.lag,
             Reloader(self.reload_wanted, self.reload),
         ):
             stack.push_async_callback(stopped, asyncio.create_task(logged(worker)))
@@ -212,6 +214,7 @@ class Service:
         """
         principal = self._admit(incoming)
         try:
+            self.lag.check(self.config.limits.shed_lag_s)
             self.load.enter(principal, self.config.limits.max_in_flight)
             try:
                 self.allowances.admit(principal, time.time())

@@ -76,11 +76,22 @@ class Limits(Section):
         10.0, description="Seconds to receive a request's head, from its first byte on."
     )
     receive_timeout_s: Positive = Field(30.0, description="Seconds to receive a request body.")
+    keepalive_after_s: Positive | None = Field(
+        None,
+        description="Send a stream's head after so many seconds of silence, and a comment as "
+        "often: for proxies that cut silent connections. Verdict headers say `pending` then, and errors "
+        "come as events with status 200.",
+    )
     send_timeout_s: Positive = Field(
         60.0, description="Seconds that a client may take to accept a part of its answer."
     )
     max_in_flight: int = Field(
         1000, ge=1, description="Requests at once in one process; more get 503 `overloaded`."
+    )
+    shed_lag_s: Positive = Field(
+        1.0,
+        description="When the event loop is later than this, new requests get 503 `overloaded`, so "
+        "that answers under way keep their pace.",
     )
 
 

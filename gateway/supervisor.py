@@ -9,6 +9,7 @@ notice the supervisor's death by the end of a pipe, and drain.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -136,13 +137,13 @@ class Supervisor:
                 )  # fmt: skip
             self._running[slot] = process
             if self._stopping.is_set():
-                process.send_signal(signal.SIGTERM)
+                _tell(process, signal.SIGTERM)
             reloads = self._reloads
             began = bool(await asyncio.get_running_loop().sock_recv(ours, 1))
             if began:
                 self._serving.add(slot)
                 if self._reloads != reloads:  # it may have read the former configuration
-                    process.send_signal(signal.SIGHUP)
+                    _tell(process, signal.SIGHUP)
             code = await process.wait()
         del self._running[slot]
         self._serving.discard(slot)
@@ -167,12 +168,16 @@ class Supervisor:
         """To those that serve: a worker that is starting has no handler yet, and would die."""
         self._reloads += 1
         for slot in self._serving:
-            self._running[slot].send_signal(signal.SIGHUP)
+            _tell(self._running[slot], signal.SIGHUP)
 
     def _hand_on(self, number: int) -> None:
         for process in self._running.values():
-            if process.returncode is None:
-                process.send_signal(number)
+            _tell(process, number)
+
+
+def _tell(process: asyncio.subprocess.Process, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended, and nobody has noticed yet
+        process.send_signal(number)
 
 
 def supervise(config: Path, listen: Listen) -> int:

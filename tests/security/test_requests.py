@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from gateway.protocol import GatewayProtocol
 from tests.fakes.rig import FAR, IN_DOMAIN, KEY, Rig, rig
 from tests.fakes.upstream import FakeUpstream, Received, Wire
 
@@ -118,3 +120,47 @@ async def test_what_a_client_writes_does_not_break_a_log_line(
 
 async def _refuses_oddly(received: Received, wire: Wire) -> None:
     await wire.json(500, {"error": {"message": '\n{"event":"forged"}', "type": "x"}})
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-slow: ",
+        b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /healthz HTTP/1.1\r\nho",
+    ],
+    ids=["silence", "first", "second"],
+)
+async def test_a_head_that_does_not_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(GatewayProtocol, "head_timeout_s", 0.3)
+    async with rig(tmp_path) as r:
+        url = httpx.URL(r.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(sent)
+        async with asyncio.timeout(5):
+            answer = await reader.read()  # to the end: the gateway closes
+        writer.close()
+        told, _, body = answer.rpartition(b"\r\n\r\n")
+        assert b"HTTP/1.1 408 " in told
+        assert json.loads(body)["error"]["code"] == "request_timeout"
+        assert told.count(b"200 OK") == sent.count(b"\r\n\r\n")
+        assert (await r.ask(FAR)).status_code == 200
+
+
+async def test_a_slow_body_is_not_cut_by_the_head_s_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GatewayProtocol, "head_timeout_s", 0.2)
+    body = json.dumps({"model": "banking-intents",
+                       "messages": [{"role": "user", "content": FAR}]}).encode()  # fmt: skip
+    async with rig(tmp_path) as r:
+
+        async def slowly() -> AsyncIterator[bytes]:
+            for half in (body[:20], body[20:]):
+                yield half
+                await asyncio.sleep(0.5)
+
+        response = await r.client.post("/v1/chat/completions", content=slowly())
+        assert response.status_code == 200

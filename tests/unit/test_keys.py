@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +13,10 @@ from typer.testing import CliRunner
 from gateway.auth import Keyring, Principal, digest_hex
 from gateway.errors import GatewayError
 from gateway.keys import app
-from gateway.load import Load
+from gateway.load import LagMeter, Load
+from gateway.metrics import Metrics
 from gateway.settings import Key
+from gateway.workers import stopped
 
 
 def test_a_new_key_opens_with_its_digest_and_only_with_it() -> None:
@@ -50,3 +55,22 @@ def test_in_flight_never_exceeds_its_limits_and_never_leaks(steps: list[str]) ->
         for _ in range(count):
             load.leave(people[name])
     assert load == Load()
+
+
+async def test_a_late_loop_refuses_new_work_and_forgets_it_soon() -> None:
+    meter = LagMeter(Metrics())
+    worker = asyncio.create_task(meter.run())
+    try:
+        await asyncio.sleep(0.05)
+        meter.check(0.3)
+        time.sleep(0.8)  # the loop stands still  # noqa: ASYNC251
+        await asyncio.sleep(0.05)
+        with pytest.raises(GatewayError, match="behind") as refused:
+            meter.check(0.3)
+        assert (refused.value.code, refused.value.status) == ("overloaded", 503)
+        async with asyncio.timeout(10):
+            while meter.lag_s > 0.3:
+                await asyncio.sleep(0.05)
+        meter.check(0.3)
+    finally:
+        await stopped(worker)
