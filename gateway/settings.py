@@ -79,8 +79,8 @@ class Limits(Section):
     keepalive_after_s: Positive | None = Field(
         None,
         description="Send a stream's head after so many seconds of silence, and a comment as "
-        "often: for proxies that cut silent connections. Verdict headers say `pending` then, and errors "
-        "come as events with status 200.",
+        "often: for proxies that cut silent connections. Verdict headers say `pending` then, and "
+        "errors come as events with status 200.",
     )
     send_timeout_s: Positive = Field(
         60.0, description="Seconds that a client may take to accept a part of its answer."
