@@ -7,20 +7,20 @@ phase; and the p99 of ordinary requests with and without 500 slow clients, in tu
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import yaml
 
 from deploy.demo.processes import Child, Children, wait_ready
-from tests.bench.load import Side, load
+from tests.bench.load import Side
 from tests.fakes.answers import hangs, teacher_chunk, teacher_says, vllm_events
 from tests.fakes.process import free_port
 from tests.fakes.rig import FAR, IN_DOMAIN, KEY, SECRETS, config_data
@@ -29,7 +29,8 @@ from tests.fakes.upstream import FakeUpstream, Received, Wire
 TIMES = 40
 SLOW = 500
 ROUNDS = 5
-REQUESTS = 1500
+RATE = 200
+SECONDS = 10
 CHAT = "/v1/chat/completions"
 
 
@@ -147,9 +148,9 @@ async def disconnects(children: Children, folder: Path) -> None:
             print(f"{name:38} {statistics.median(times):8.1f} {max(times):8.1f}")
 
 
-@contextlib.asynccontextmanager
-async def slow_clients(port: int, count: int) -> AsyncIterator[None]:
-    """Half of them send a body byte by byte, half read a stream in sips."""
+async def crawl(port: int, count: int) -> None:
+    """Until killed: half of so many clients send a body byte by byte, half read a stream in
+    sips."""
 
     async def sends() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -162,48 +163,71 @@ async def slow_clients(port: int, count: int) -> AsyncIterator[None]:
     async def reads() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         writer.write(request(f"SLOW {FAR}", True))
-        while True:
-            await reader.read(512)
+        while await reader.read(512):
             await asyncio.sleep(0.5)
+        raise ConnectionResetError("the gateway closed")
 
-    tasks = [asyncio.create_task(sends() if n % 2 else reads()) for n in range(count)]
-    await asyncio.sleep(3)
-    assert not any(task.done() for task in tasks), [t for t in tasks if t.done()][:1]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(1)
+    async with asyncio.TaskGroup() as group:
+        for number in range(count):
+            group.create_task(sends() if number % 2 else reads())
+            await asyncio.sleep(0.002)
+
+
+async def paced(side: Side) -> float:
+    """p99 in ms of ordinary requests at a steady rate, whatever becomes of the ones before."""
+    times: list[float] = []
+    body, headers = side.body(FAR, False), {"content-type": "application/json", **side.headers}
+
+    async def one(session: aiohttp.ClientSession) -> None:
+        started = time.perf_counter()
+        async with session.post(side.url, data=body, headers=headers) as response:
+            await response.read()
+            assert response.status == 200
+        times.append((time.perf_counter() - started) * 1000)
+
+    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
+        due = time.perf_counter()
+        for _ in range(int(RATE * SECONDS)):
+            due += 1 / RATE
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            group.create_task(one(session))
+    return sorted(times)[int(len(times) * 0.99)]
 
 
 def slow(children: Children, folder: Path) -> None:
-    """Ordinary requests beside slow ones. Clients and upstream share the machine's two cores with
-    the gateway, so that part of any difference is theirs."""
+    """Ordinary requests beside slow ones. Slow clients and upstream are processes of their own, but
+    share the machine's cores with the gateway: so the slow clients go to another gateway of the
+    machine in every second measurement, and the difference is what they do to *this* gateway."""
     upstream_port = free_port()
-    mock = children.start("endless", [sys.executable, "-m", "tests.bench.clients", "upstream",
-                                      str(upstream_port)], {})  # fmt: skip
+    module = [sys.executable, "-m", "tests.bench.clients"]
+    mock = children.start("endless", [*module, "upstream", str(upstream_port)], {})
     wait_ready(mock, f"http://127.0.0.1:{upstream_port}/", 20)
     url = f"http://127.0.0.1:{upstream_port}/v1"
+    (folder / "other").mkdir()
     child, port = gateway(children, folder, url, url)
+    _, other_port = gateway(children, folder / "other", url, url)
     auth = {"authorization": f"Bearer {KEY}"}
     side = Side("ordinary", child, f"http://127.0.0.1:{port}{CHAT}", [FAR], auth)
+    asyncio.run(paced(side))
+    pairs = []
+    print(f"\np99 of {RATE} ordinary requests/s in ms, alone and beside {SLOW} slow clients")
 
-    async def rounds() -> list[tuple[float, float]]:
-        await load(side, 500, 4)
-        pairs = []
-        for _ in range(ROUNDS):
-            alone = await load(side, REQUESTS, 4)
-            async with slow_clients(port, SLOW):
-                beside = await load(side, REQUESTS, 4)
-            pairs.append((alone.p99_ms, beside.p99_ms))
-        return pairs
+    def beside(number: int, where: int) -> float:
+        command = [*module, "crawl", str(where), str(SLOW)]
+        crawling = children.start(f"slow{number}-{where}", command, {})
+        time.sleep(4)
+        measured = asyncio.run(paced(side))
+        assert crawling.popen.poll() is None, crawling.tail()
+        crawling.stop()
+        time.sleep(1)
+        return measured
 
-    pairs = asyncio.run(rounds())
-    print(f"\np99 of ordinary requests in ms, alone and beside {SLOW} slow clients")
-    for alone, beside in pairs:
-        print(f"  {alone:7.2f} {beside:7.2f}  {beside / alone - 1:+.0%}")
+    print("    alone  at another gateway  at this one")
+    for number in range(ROUNDS):
+        alone = asyncio.run(paced(side))
+        elsewhere, here = beside(number, other_port), beside(number, port)
+        pairs.append((elsewhere, here))
+        print(f"  {alone:7.2f} {elsewhere:19.2f} {here:12.2f}  {here / elsewhere - 1:+.0%}")
     print(f"  median of the ratios: {statistics.median(b / a for a, b in pairs) - 1:+.0%}")
 
 
@@ -225,6 +249,9 @@ def main() -> None:
     """Both tables."""
     if sys.argv[1:2] == ["upstream"]:
         asyncio.run(_upstream(int(sys.argv[2])))
+        return
+    if sys.argv[1:2] == ["crawl"]:
+        asyncio.run(crawl(int(sys.argv[2]), int(sys.argv[3])))
         return
     with tempfile.TemporaryDirectory() as name, Children(Path(name) / "logs") as children:
         for part in ("leave", "slow"):
