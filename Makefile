@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-keys clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-keys bench-soak bench-workers clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -115,6 +115,12 @@ bench: .venv/.ready $(CLIENTS)/.ready  ## CPU, latency, streams and memory besid
 
 bench-clients: .venv/.ready  ## Clients that leave and clients that are slow
 	$(BIN)/python -m tests.bench.clients
+
+bench-soak: .venv/.ready  ## A million requests, and whether memory stays flat (MINUTES=60 at most)
+	$(BIN)/python -m tests.bench.soak --minutes $(or $(MINUTES),60)
+
+bench-workers: .venv/.ready  ## What several workers over one store cost each other
+	$(BIN)/python -m tests.bench.workers
 
 bench-keys: .venv/.ready  ## Whether the time of a key's comparison tells anything
 	$(BIN)/python -m tests.bench.keytime

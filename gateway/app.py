@@ -24,6 +24,7 @@ from gateway.incoming import Incoming
 from gateway.keepalive import kept_alive
 from gateway.logs import log
 from gateway.protocol import GONE
+from gateway.replays import HEADER, Recorder, Said
 from gateway.service import Service
 from gateway.settings import OWN_PATHS
 from gateway.turn import Reply, Turn
@@ -164,7 +165,9 @@ async def _judged(service: Service, api: Api, incoming: Incoming, send: Send) ->
         await _refuse(send, error)
         return
     try:
-        await _answer(service, await service.begin(incoming, api, principal), send)
+        turn = await service.begin(incoming, api, principal)
+        key = incoming.headers.get(HEADER)
+        await (_answer(service, turn, send) if key is None else _once(service, turn, key, send))
     except GatewayError as error:
         await _refuse(send, error)
     finally:
@@ -191,6 +194,21 @@ async def _forwarded(service: Service, incoming: Incoming, send: Send) -> None:
 
 async def _refuse(send: Send, error: GatewayError) -> None:
     await _send_whole(send, _error_reply(error, {"x-request-id": new_id()}))
+
+
+async def _once(service: Service, turn: Turn, key: str, send: Send) -> None:
+    """Answer, unless this request was answered already."""
+    body = turn.request.raw or orjson.dumps(turn.request.body)
+    claim = await service.replays.claim(turn.principal.name, key, body)
+    if isinstance(claim, Said):
+        service.metrics.replays.inc()
+        await claim.again(send)
+        return
+    recorder = Recorder(send)
+    try:
+        await _answer(service, turn, recorder)
+    finally:
+        service.replays.settle(claim, recorder.said() if turn.complete else None)
 
 
 async def _answer(service: Service, turn: Turn, send: Send) -> None:

@@ -119,6 +119,7 @@ class Books:
             self.count(turn, 499)
             raise
         self.spent(turn, "capture", started)
+        turn.complete = True
         if turn.drawn:
             self.wake_draws.set()
         return stored

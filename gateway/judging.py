@@ -35,6 +35,10 @@ class Judge(Protocol):
         """Template, and what the static tier says of a prompt."""
         ...
 
+    def remember(self, prompts: int) -> None:
+        """Keep the looks of so many prompts."""
+        ...
+
     def quick(self, pre: Prejudgement) -> bool:
         """Whether ``refine`` may run on the event loop."""
         ...

@@ -165,6 +165,11 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self.replays = Counter(
+            "understudy_idempotent_replays",
+            "Requests whose Idempotency-Key had been answered: told again, not asked again.",
+            registry=registry,
+        )  # fmt: skip
         self.loop_lag = Gauge(
             "understudy_loop_lag_seconds", "How late the event loop wakes a sleeper.",
             multiprocess_mode="livemax", registry=registry,

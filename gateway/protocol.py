@@ -27,6 +27,7 @@ class GatewayProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._gone = set[Callable[[], None]]()
         self._head_timer: asyncio.TimerHandle | None = None
+        self._begun = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client that connects and says nothing is not waited for either."""
@@ -36,6 +37,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request."""
         super().on_message_begin()
+        self._begun = True
         self.scope["extensions"] = {GONE: {"callbacks": self._gone}}
         if self._head_timer is None:
             self._await_head()
@@ -43,6 +45,7 @@ class GatewayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is here; the body has a limit of its own."""
         self._stop_waiting()
+        self._begun = False
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -64,9 +67,12 @@ class GatewayProtocol(HttpToolsProtocol):
         self._head_timer = None
         if self.transport.is_closing():
             return
-        log("head_too_slow", seconds=self.head_timeout_s)
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(_late_answer())
+        if self._begun:
+            log("head_too_slow", seconds=self.head_timeout_s)
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(_late_answer())
+        # An idle connection that a pool opened early is closed without a word: an answer that
+        # nobody asked for would be taken for the next request's.
         self.transport.close()
 
 

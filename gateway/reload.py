@@ -35,6 +35,9 @@ def take_over(old: TaskRuntime | None, new: TaskRuntime) -> None:
     if old.judge is None or new.judge is None or old.judge.version != new.judge.version:
         return
     new.judge = old.judge
+    asked, had = new.settings.router, old.settings.router
+    if asked is not None and had is not None and asked.remember != had.remember:
+        new.judge.remember(asked.remember)
     if old.settings.risk == new.settings.risk and old.uncertified == new.uncertified:
         new.standing = old.standing
 

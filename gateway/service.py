@@ -41,6 +41,7 @@ from gateway.passthrough import Passthrough
 from gateway.prober import Prober
 from gateway.refine import Refiner
 from gateway.reload import kept, take_over
+from gateway.replays import Replays
 from gateway.settings import Config
 from gateway.sharing import Sharer
 from gateway.store.access import AccessStore
@@ -103,6 +104,7 @@ class Service:
         self.load = Load()
         self.lag = LagMeter(self.metrics)
         self.allowances = Allowances()
+        self.replays = Replays()
         self.reload_wanted = asyncio.Event()
         self.source: Callable[[], tuple[Config, Mapping[str, str]]] | None = None
         """Reads configuration and secrets again; None where there is no file to read."""

@@ -64,6 +64,8 @@ class Turn:
     overhead_s: float = 0.0
     finished: bool = False
     """Whether its exchange was handed to the store already."""
+    complete: bool = False
+    """Whether that was a whole answer."""
 
     def __post_init__(self) -> None:
         judge = self.task.judge

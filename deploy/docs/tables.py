@@ -55,6 +55,8 @@ REQUEST_HEADERS: Mapping[str, str] = {
     "x-understudy-deadline-ms": "Milliseconds in which the client needs its answer.",
     "x-understudy-teacher-key": "The client's own key for the teacher, where `teacher.accept_client_key` "
     "allows it. It is used for the first upstream and kept nowhere.",
+    "idempotency-key": "A request that comes again with the same key, principal and body gets the same "
+    "answer, and is one exchange; for ten minutes, within one process.",
     "x-understudy-explain": "`1` adds an `understudy` object to the body or the last chunk.",
 }
 RESPONSE_HEADERS: Mapping[str, str] = {

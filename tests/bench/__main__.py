@@ -43,13 +43,19 @@ CHAT = "/v1/chat/completions"
 
 
 def gateway(
-    children: Children, name: str, folder: Path, mock: str, module: str = "gateway.cli", **task: Any
+    children: Children,
+    name: str,
+    folder: Path,
+    mock: str,
+    module: str = "gateway.cli",
+    workers: int = 1,
+    **task: Any,
 ) -> tuple[Child, str]:
     """A gateway process with its own store, and its URL."""
     place = folder / name
     place.mkdir()
     data = config_data(f"{mock}/student/v1", f"{mock}/v1", place / "x.db", **task)
-    data["listen"] = {"port": free_port()}
+    data["listen"] = {"port": free_port(), "workers": workers}
     data["limits"] = {"max_in_flight": 4 * OPEN}
     (place / "c.yaml").write_text(yaml.safe_dump(data))
     command = [sys.executable, "-m", module, "serve", "--config", str(place / "c.yaml")]

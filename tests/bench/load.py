@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,15 +60,21 @@ def memory_mib(child: Child) -> float:
     return sum(int(text.split()[1]) for text in texts) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def _group(leader: int) -> Iterator[int]:
+def _group(leader: int) -> set[int]:
+    """A process, its group, and every process that descends from them (proc(5))."""
+    parents, found = dict[int, int](), {leader}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue
+            parents[int(entry.name)] = int(fields[1])
             if int(fields[2]) == leader:
-                yield int(entry.name)
+                found.add(int(entry.name))
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 def _cpu(pid: int) -> float:

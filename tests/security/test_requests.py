@@ -142,10 +142,13 @@ async def test_a_head_that_does_not_end_is_not_waited_for(
         async with asyncio.timeout(5):
             answer = await reader.read()  # to the end: the gateway closes
         writer.close()
-        told, _, body = answer.rpartition(b"\r\n\r\n")
-        assert b"HTTP/1.1 408 " in told
-        assert json.loads(body)["error"]["code"] == "request_timeout"
-        assert told.count(b"200 OK") == sent.count(b"\r\n\r\n")
+        if sent:
+            told, _, body = answer.rpartition(b"\r\n\r\n")
+            assert b"HTTP/1.1 408 " in told
+            assert json.loads(body)["error"]["code"] == "request_timeout"
+            assert told.count(b"200 OK") == sent.count(b"\r\n\r\n")
+        else:  # a connection that a pool opened early hears nothing that it could misunderstand
+            assert answer == b""
         assert (await r.ask(FAR)).status_code == 200
 
 
