@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.request import Api
+from gateway.auth import Principal
 from gateway.clock import within
 from gateway.errors import GatewayError
 from gateway.ids import new_id
@@ -158,38 +159,47 @@ async def _while_there(scope: Scope, work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _judged(service: Service, api: Api, incoming: Incoming, send: Send) -> None:
-    """A request counts as in flight from its head on until its answer's end."""
-    try:
-        principal = service.enter(incoming)
-    except GatewayError as error:
-        await _refuse(send, error)
-        return
-    try:
+    async def serve(principal: Principal) -> None:
         turn = await service.begin(incoming, api, principal)
         key = incoming.headers.get(HEADER)
         await (_answer(service, turn, send) if key is None else _once(service, turn, key, send))
-    except GatewayError as error:
-        await _refuse(send, error)
-    finally:
-        service.leave(principal)
+
+    await _counted(service, incoming, send, serve)
 
 
 async def _forwarded(service: Service, incoming: Incoming, send: Send) -> None:
+    async def serve(principal: Principal) -> None:
+        reply = await service.forward(incoming, principal)
+        try:
+            await _send(send, reply, service.config.limits.send_timeout_s)
+        except UpstreamError as error:
+            # Returning without the body's end makes the server cut the connection, as it must be.
+            log("passthrough_cut", error=str(error))
+
+    await _counted(service, incoming, send, serve)
+
+
+async def _counted(
+    service: Service,
+    incoming: Incoming,
+    send: Send,
+    serve: Callable[[Principal], Awaitable[None]],
+) -> None:
+    """A request counts as in flight from its head on until its answer's end."""
     try:
         principal = service.enter(incoming)
+        try:
+            await serve(principal)
+        finally:
+            service.leave(principal)
     except GatewayError as error:
         await _refuse(send, error)
-        return
-    try:
-        reply = await service.forward(incoming, principal)
-        await _send(send, reply, service.config.limits.send_timeout_s)
-    except GatewayError as error:
-        await _refuse(send, error)
-    except UpstreamError as error:
-        # Returning without the body's end makes the server cut the connection, as it must be.
-        log("passthrough_cut", error=str(error))
-    finally:
-        service.leave(principal)
+    except _TooSlow:
+        raise
+    except Exception as error:
+        log("internal_error", error=repr(error))
+        with contextlib.suppress(RuntimeError):  # an answer that has begun can only be cut
+            await _refuse(send, _internal())
 
 
 async def _refuse(send: Send, error: GatewayError) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from gateway.errors import CODES, Code
+from gateway.service import Service
 from gateway.store.records import Status
 from tests.fakes.answers import completion, hangs, refuses, resets
 from tests.fakes.rig import FAR, PLAIN_KEY, rig
@@ -223,3 +224,19 @@ async def test_health_and_metrics(tmp_path: Path) -> None:
         assert (await r.client.get("/readyz")).status_code == 503
         check(await r.ask(), 503, "shutting_down")
         r.service.closing = False
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
+async def test_a_fault_of_ours_is_a_clear_500_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("secret detail")
+
+    async with rig(tmp_path) as r:
+        monkeypatch.setattr(Service, "begin", broken)
+        monkeypatch.setattr(Service, "forward", broken)
+        response = await r.client.post(path, json={"model": "banking-intents", "input": "x"})
+        check(response, 500, "internal_error")
+        assert "secret detail" not in response.text
+        assert r.service.load.total == 0
