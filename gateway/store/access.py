@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from gateway.errors import StoreError
+from gateway.store.shared import SharedTables
 from gateway.store.sqlite import SqliteStore
 
 _ADD = """
@@ -37,7 +33,7 @@ Uses = Mapping[tuple[str, Window], Use]
 """By principal and window."""
 
 
-class AccessStore:
+class AccessStore(SharedTables):
     """The tables of one SQLite file, over a connection of their own.
 
     Usage is committed without an fsync of its own: a power failure may forget the last seconds of
@@ -45,24 +41,8 @@ class AccessStore:
     """
 
     def __init__(self, store: SqliteStore) -> None:
-        self._store = store
-        self._db = store.connection
-        self._one_at_a_time = threading.Lock()
-
-    @classmethod
-    def open(cls, path: Path) -> AccessStore:
-        """Open the file; creates and migrates it as ``SqliteStore.open`` does.
-
-        Raises:
-            StoreError: the file cannot be opened.
-        """
-        store = SqliteStore.open(path)
+        super().__init__(store)
         store.connection.execute("PRAGMA synchronous=NORMAL")
-        return cls(store)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._store.close()
 
     def share(self, mine: Uses, windows: Sequence[Window]) -> tuple[Uses, frozenset[str]]:
         """Add what this process has counted; read what all have, and who is revoked. In one
@@ -71,7 +51,7 @@ class AccessStore:
         Raises:
             StoreError: nothing was added.
         """
-        with self._transaction():
+        with self.transaction():
             rows = [(*key, use.requests, use.tokens, use.usd) for key, use in mine.items()]
             if rows:
                 self._db.executemany(_ADD, rows)
@@ -90,7 +70,7 @@ class AccessStore:
         Raises:
             StoreError: the store does not answer.
         """
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "DELETE FROM key_usage WHERE window LIKE 'm%' AND window < ?", (before_minute,)
             )
@@ -104,7 +84,7 @@ class AccessStore:
         Raises:
             StoreError: it is not stored.
         """
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO revoked_keys (principal, note, by, at) VALUES (?, ?, ?, ?)",
                 (principal, note, by, now),
@@ -116,18 +96,6 @@ class AccessStore:
         Raises:
             StoreError: it is not stored.
         """
-        with self._transaction():
+        with self.transaction():
             sql = "DELETE FROM revoked_keys WHERE principal = ?"
             return bool(self._db.execute(sql, (principal,)).rowcount)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._one_at_a_time:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise StoreError(f"{self._store.path}: {error}") from error

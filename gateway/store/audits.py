@@ -6,20 +6,15 @@ epoch, so that each label counts once whoever applies it.
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import orjson
 
-from gateway.errors import StoreError
 from gateway.store.records import DrawState
-from gateway.store.sqlite import SqliteStore
+from gateway.store.shared import SharedTables
 from router.audit import AuditState, AuditStatus
 
 ANY_VERSION = ""
@@ -130,45 +125,8 @@ FROM audits WHERE task = ? AND router = ? AND alpha = ? AND delta = ? ORDER BY n
 """
 
 
-class AuditStore:
+class AuditStore(SharedTables):
     """The audit's tables of one SQLite file, over a connection of their own."""
-
-    def __init__(self, store: SqliteStore) -> None:
-        self._store = store
-        self.connection = self._db = store.connection
-        self._one_at_a_time = threading.Lock()
-
-    @classmethod
-    def open(cls, path: Path) -> AuditStore:
-        """Open the file; creates and migrates it as ``SqliteStore.open`` does.
-
-        Raises:
-            StoreError: the file cannot be opened.
-        """
-        return cls(SqliteStore.open(path))
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._store.close()
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Everything within happens or nothing does, alone among writers.
-
-        Raises:
-            StoreError: the store cannot be read or written; nothing happened.
-        """
-        # Auditor, prober and operators share the connection from several threads.
-        with self._one_at_a_time:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise StoreError(f"{self._store.path}: {error}") from error
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
 
     def epoch(self, claim: Claim) -> Epoch | None:
         """The latest epoch of a claim."""
