@@ -16,8 +16,6 @@ AGAIN = {"retry-after": "1"}
 
 
 PERIOD_S = 0.1
-_FADING = 0.5
-"""Of a former lag per period: a stall is forgotten within a second."""
 
 
 @dataclass(slots=True)
@@ -27,22 +25,24 @@ class LagMeter:
 
     metrics: Metrics
     lag_s: float = 0.0
+    _before_s: float = 0.0
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             due = monotonic() + PERIOD_S
             await asyncio.sleep(PERIOD_S)
-            self.lag_s = max(monotonic() - due, self.lag_s * _FADING)
+            self._before_s, self.lag_s = self.lag_s, monotonic() - due
             self.metrics.loop_lag.set(self.lag_s)
 
     def check(self, limit_s: float) -> None:
-        """Refuse new work while the loop is too late.
+        """Refuse new work while the loop is too late, twice in a row: a machine's hiccup is over
+        when it shows.
 
         Raises:
             GatewayError: ``overloaded``.
         """
-        if self.lag_s > limit_s:
+        if min(self.lag_s, self._before_s) > limit_s:
             raise GatewayError(
                 "overloaded",
                 f"The gateway is {self.lag_s:.1f} s behind; try again soon, or another replica.",

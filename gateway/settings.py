@@ -90,7 +90,7 @@ class Limits(Section):
     )
     shed_lag_s: Positive = Field(
         1.0,
-        description="When the event loop is later than this, new requests get 503 `overloaded`, so "
+        description="When the event loop is later than this twice in a row, new requests get 503 `overloaded`, so "
         "that answers under way keep their pace.",
     )
 
