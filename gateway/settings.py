@@ -90,8 +90,8 @@ class Limits(Section):
     )
     shed_lag_s: Positive = Field(
         1.0,
-        description="When the event loop is later than this twice in a row, new requests get 503 `overloaded`, so "
-        "that answers under way keep their pace.",
+        description="When the event loop is later than this twice in a row, new requests get 503 "
+        "`overloaded`, so that answers under way keep their pace.",
     )
 
 
