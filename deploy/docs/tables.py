@@ -153,8 +153,13 @@ def _pairs(values: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
 
 def _metric(family: Metric) -> tuple[str, ...]:
     name = f"{family.name}_total" if family.type == "counter" else family.name
-    metric = next(m for m in vars(Metrics()).values() if getattr(m, "_name", None) == family.name)
-    labels = ", ".join(f"`{label}`" for label in metric._labelnames)
+    # A missing name has to be an error: StopIteration would end the table without a word.
+    known = {
+        metric._name: metric
+        for value in vars(Metrics()).values()
+        if hasattr(metric := getattr(value, "metric", value), "_name")
+    }
+    labels = ", ".join(f"`{label}`" for label in known[family.name]._labelnames)
     return f"`{name}`", family.type, labels, family.documentation
 
 

@@ -42,6 +42,8 @@ def test_every_header_that_the_code_reads_or_writes_is_documented() -> None:
 
 def test_every_metric_and_command_is_told_apart() -> None:
     assert all(family.documentation for family in tables.families())
+    page = (ROOT / "deploy/docs/metrics.md").read_text()
+    assert all(f"`{family.name}" in page for family in tables.families())
     assert len({name for name, _ in tables.all_commands()}) >= 9
     for name, command in tables.all_commands():
         assert command.help, name
