@@ -226,7 +226,7 @@ async def _answer(service: Service, turn: Turn, send: Send) -> None:
     if turn.request.stream and limits.keepalive_after_s is not None:
         await kept_alive(
             turn, _reply(service, turn), _patient(send, limits.send_timeout_s),
-            limits.keepalive_after_s, _send_patiently,
+            limits.keepalive_after_s, lambda reply: _send(send, reply, limits.send_timeout_s),
         )  # fmt: skip
         return
     await _send(send, await _reply(service, turn), limits.send_timeout_s)
@@ -264,14 +264,6 @@ async def _send(send: Send, reply: Reply, limit_s: float) -> None:
         await _send_whole(send, reply)
     else:
         await _send_stream(_patient(send, limit_s), reply, reply.body)
-
-
-async def _send_patiently(send: Send, reply: Reply) -> None:
-    """The same where ``send`` is patient already."""
-    if isinstance(reply.body, bytes):
-        await _send_whole(send, reply)
-    else:
-        await _send_stream(send, reply, reply.body)
 
 
 async def _send_whole(send: Send, reply: Reply) -> None:

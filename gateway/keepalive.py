@@ -28,7 +28,7 @@ async def kept_alive(
     answer: Coroutine[Any, Any, Reply],
     send: Send,
     after_s: float,
-    send_reply: Callable[[Send, Reply], Awaitable[None]],
+    send_reply: Callable[[Reply], Awaitable[None]],
 ) -> None:
     """Send the reply of ``answer``; as usual if it comes within ``after_s``, else as said above."""
     work = asyncio.create_task(answer)
@@ -37,7 +37,7 @@ async def kept_alive(
         done, _ = await asyncio.wait({work}, timeout=after_s)
         if done:
             begun = True
-            await send_reply(send, work.result())
+            await send_reply(work.result())
             return
         await send({"type": "http.response.start", "status": 200, "headers": _early(turn)})
         while not done:

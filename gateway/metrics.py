@@ -22,6 +22,8 @@ _SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORE = tuple(i / 20 for i in range(1, 20))
 
 
+METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's own variable: with it, processes add up in ``/metrics``."""
 M = TypeVar("M", Counter, Gauge, Histogram)
 
 
@@ -215,4 +217,4 @@ class Metrics:
 
 def _several_workers() -> bool:
     """Whether the library keeps its values in files: it decides so when it is imported."""
-    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+    return METRICS_DIR in os.environ

@@ -22,10 +22,9 @@ from pathlib import Path
 from prometheus_client import multiprocess
 
 from gateway.logs import log
+from gateway.metrics import METRICS_DIR
 from gateway.settings import Listen
 
-METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
-"""prometheus_client's own variable: with it, processes add up in ``/metrics``."""
 RESPAWN_S = 1.0
 GRACE_S = 5.0
 """Beyond what draining may take, until a worker is killed."""
