@@ -93,8 +93,9 @@ def _rest(service: Service) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        problems = await service.problems()
-        return _json(503 if problems else 200, {"ready": not problems, "problems": problems})
+        problems, warnings = service.standing()
+        body = {"ready": not problems, "problems": problems, "warnings": warnings}
+        return _json(503 if problems else 200, body)
 
     @app.get("/metrics")
     async def metrics() -> Response:

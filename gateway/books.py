@@ -17,13 +17,28 @@ from gateway.capture import Capture
 from gateway.errors import GatewayError
 from gateway.logs import log
 from gateway.metrics import Metrics
-from gateway.store.records import Attempt, Status
+from gateway.store.records import Attempt, Captured, Status
 from gateway.streams.shape import AnswerStream
 from gateway.turn import Reply, Turn
 from gateway.upstream import monotonic
 from gateway.verdict import Reason, ServedBy
 
-NOT_CAPTURED = b": understudy-captured no\n\n"
+_MARKS = {
+    Captured.YES: b"",
+    Captured.PARTIAL: b": understudy-captured partial\n\n",
+    Captured.NO: b": understudy-captured no\n\n",
+}
+
+
+def not_stored(task: str) -> GatewayError:
+    """The refusal of a task that serves nothing that it cannot store."""
+    return GatewayError(
+        "capture_unavailable",
+        f"Task '{task}' serves only what it can store, and the store does not take it now.",
+        headers={"retry-after": "5"},
+    )
+
+
 _EXPECTED = frozenset({"ok", "abandoned", "not_confident"})
 
 
@@ -47,24 +62,27 @@ class ClientStream:
     async def close(self) -> bytes:
         """Commit, then the end of the stream."""
         turn, books = self.turn, self.books
-        stored = await books.commit(turn, self.stream.answer())
-        note = turn.explanation("yes" if stored else "no") if turn.wishes.explain else None
+        captured = await books.commit(turn, self.stream.answer())
+        if captured is Captured.NO and turn.strict:
+            books.count(turn, 503)
+            return _MARKS[captured] + self.stream.fail(not_stored(turn.task.name))
+        note = turn.explanation(captured) if turn.wishes.explain else None
         end = self.stream.close(note)
         self._mark_first()
         books.count(turn, 200)
-        return end if stored else NOT_CAPTURED + end
+        return _MARKS[captured] + end
 
     async def fail(self, error: str) -> bytes:
         """An honest end for an answer that cannot be completed: an error event, never [DONE]."""
         turn, books = self.turn, self.books
         turn.finished = True
         exchange = turn.exchange(Status.INCOMPLETE, self.stream.answer(), monotonic(), error=error)
-        stored = await books.capture.put(exchange)
+        captured = await books.capture.put(exchange)
         books.count(turn, 502)
         event = GatewayError(
             "stream_broken", f"The answer was cut before its end ({error}). Discard it, try again."
         )
-        return (b"" if stored else NOT_CAPTURED) + self.stream.fail(event)
+        return _MARKS[captured] + self.stream.fail(event)
 
     def leave(self, close: Callable[[], None]) -> None:
         """Free the upstream; if the stream was abandoned, keep what there was."""
@@ -99,7 +117,9 @@ class Books:
 
     async def whole(self, turn: Turn, body: dict[str, Any]) -> Reply:
         """Commit a whole answer, then hand it out."""
-        captured = "yes" if await self.commit(turn, body) else "no"
+        captured = await self.commit(turn, body)
+        if captured is Captured.NO and turn.strict:
+            raise not_stored(turn.task.name)
         if turn.wishes.explain:
             body = {**body, "understudy": turn.explanation(captured)}
         self.count(turn, 200)
@@ -109,8 +129,8 @@ class Books:
         """A reply whose end is still to be committed."""
         return Reply(200, {"cache-control": "no-cache", **turn.headers("pending")}, body)
 
-    async def commit(self, turn: Turn, body: Mapping[str, Any]) -> bool:
-        """Put a complete exchange on disk; False when it cannot be stored."""
+    async def commit(self, turn: Turn, body: Mapping[str, Any]) -> Captured:
+        """Put a complete exchange on disk, or say that it is not there."""
         started = time.perf_counter()
         turn.finished = True
         try:
@@ -124,10 +144,12 @@ class Books:
             self.wake_draws.set()
         return stored
 
-    async def failed(self, turn: Turn, error: GatewayError) -> bool:
+    async def failed(self, turn: Turn, error: GatewayError) -> Captured:
         """Keep a request that nobody could answer."""
-        turn.finished = True
         self.count(turn, error.status)
+        if turn.finished:  # what the error is about is that it cannot be stored
+            return Captured.NO
+        turn.finished = True
         return await self.capture.put(
             turn.exchange(Status.ERROR, None, monotonic(), error=error.code)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -18,7 +19,9 @@ from gateway.config_file import (
     store_path,
 )
 from gateway.errors import ConfigError, StoreError
+from gateway.logs import log
 from gateway.settings import Config
+from gateway.store.opening import move_damaged
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -39,6 +42,8 @@ def serve(
     place = WorkerPlace.parse(worker) if worker else None
     try:
         secrets = read_secrets(settings, environment())
+        if place is None:
+            _put_damaged_aside(store_path(settings))
         if place is None and settings.listen.workers > 1:
             raise typer.Exit(supervise(config, settings.listen))
         from gateway.server import serve as run
@@ -148,6 +153,18 @@ def replay(
     if plot is not None:
         plot.write_text(plot_svg(result))
     typer.echo(json.dumps(result) if as_json else plain(result))
+
+
+def _put_damaged_aside(path: Path) -> None:
+    """A damaged store must not keep the gateway from serving, and nobody may miss that it was."""
+    aside = move_damaged(path, time.time())
+    if aside is not None:
+        log("store_damaged", store=str(path), moved_to=str(aside))
+        typer.echo(
+            f"warning: {path} is damaged; it was moved to {aside} and a new store begun. "
+            f"To save what can be read: sqlite3 {aside} .recover",
+            err=True,
+        )
 
 
 def _readable(result: dict[str, Any]) -> str:

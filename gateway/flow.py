@@ -45,8 +45,8 @@ class Flow:
         try:
             return await self._answer(turn)
         except GatewayError as error:
-            stored = await self.books.failed(turn, error)
-            error.headers["x-understudy-captured"] = "yes" if stored else "no"
+            captured = await self.books.failed(turn, error)
+            error.headers["x-understudy-captured"] = captured.value
             raise
         except asyncio.CancelledError:
             self.books.gone(turn)

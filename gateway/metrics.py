@@ -177,8 +177,30 @@ class Metrics:
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
         self.records = Counter(
-            "understudy_fallback_records", "Exchanges by what became of them.", ["state"],
+            "understudy_fallback_records", "Exchanges by what became of them: stored; partial "
+            "(without bodies); late (stored after the answer went out marked); lost.", ["state"],
             registry=registry,
+        )  # fmt: skip
+        self.late = Gauge(
+            "understudy_capture_late_records", "Exchanges in memory that could not be stored yet.",
+            multiprocess_mode="livesum", registry=registry,
+        )  # fmt: skip
+        self.capture_level = Gauge(
+            "understudy_capture_level", "0: all is stored; 1: bodies of student-served exchanges "
+            "are left out; 2: nothing can be stored.",
+            multiprocess_mode="livemax", registry=registry,
+        )  # fmt: skip
+        self.dropped_bodies = Counter(
+            "understudy_capture_dropped_bodies", "Stored exchanges whose bodies were dropped to "
+            "make room.", registry=registry,
+        )  # fmt: skip
+        self.store_bytes = Gauge(
+            "understudy_store_bytes", "Bytes that rows take in the store's file.",
+            multiprocess_mode="livemostrecent", registry=registry,
+        )  # fmt: skip
+        self.store_set_aside = Gauge(
+            "understudy_store_set_aside", "Damaged store files beside the store, moved there at a "
+            "start.", multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
         self.queue = Gauge(
             "understudy_fallback_queue_records", "Exchanges that wait for their commit.",

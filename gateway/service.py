@@ -21,7 +21,7 @@ from gateway.api.request import Api, ApiRequest
 from gateway.api.responses import parse_responses
 from gateway.auditor import Auditor
 from gateway.auth import AdminKey, Keyring, Principal
-from gateway.books import Books
+from gateway.books import Books, not_stored
 from gateway.build import build_tasks
 from gateway.capture import Capture
 from gateway.config_file import store_path
@@ -46,6 +46,7 @@ from gateway.settings import Config
 from gateway.sharing import Sharer
 from gateway.store.access import AccessStore
 from gateway.store.audits import AuditStore
+from gateway.store.opening import set_aside
 from gateway.store.sqlite import SqliteStore
 from gateway.student_side import StudentSide
 from gateway.tasks import DEFAULT_TASK, TaskRuntime, Tasks
@@ -54,6 +55,7 @@ from gateway.turn import Reply, Route, Turn
 from gateway.upstream import monotonic, open_session
 from gateway.wishes import read_wishes
 from gateway.workers import Reloader, logged, stopped
+from gateway.writer import BUSY_S
 from router.encoder import Encoders
 
 STORE_THREADS = 4
@@ -109,11 +111,11 @@ class Service:
         self.source: Callable[[], tuple[Config, Mapping[str, str]]] | None = None
         """Reads configuration and secrets again; None where there is no file to read."""
         self._stack = contextlib.AsyncExitStack()
-        self._writer = SqliteStore.open(store_path(config))
+        self._writer = SqliteStore.open(store_path(config), BUSY_S)
 
     async def __aenter__(self) -> Self:
         stack = self._stack
-        capture = Capture(self._writer, self.metrics)
+        capture = Capture(self._writer, self.config.outbox, self.metrics)
         capture.start()
         stack.push_async_callback(capture.close)
         reader = SqliteStore.read_only(self._writer.path)
@@ -137,6 +139,7 @@ class Service:
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
         self._announce()
+        self.metrics.store_set_aside.set(len(set_aside(self._writer.path)))
         self.histories = Histories(reader, offload)
         equivalence = Equivalence(session, reader, books, offload)
         draws = DrawWorker(self.tasks, reader, session, books, equivalence, offload)
@@ -264,6 +267,8 @@ class Service:
             raise GatewayError(
                 "client_key_not_allowed", f"Task '{task.name}' uses its own key for the teacher."
             )
+        if task.settings.capture == "strict" and self.flow.books.capture.refusing:
+            raise not_stored(task.name)
         return Turn(new_id(), time.time(), started, principal, task, asked, wishes)
 
     def models(self, authorization: str | None) -> dict[str, Any]:
@@ -288,15 +293,19 @@ class Service:
         claims = (task.settings.match.models for task in tasks if task.settings.match)
         return [*(task.name for task in tasks), *(name for models in claims for name in models)]
 
-    async def problems(self) -> list[str]:
-        """What keeps this process from serving."""
-        problems = ["draining"] if self.draining or self.closing else []
-        probe = await asyncio.to_thread(self._store_writable)
-        return problems if probe else [*problems, "store is not writable"]
+    def standing(self) -> tuple[list[str], list[str]]:
+        """What keeps this process from serving, and what somebody should look at meanwhile.
 
-    def _store_writable(self) -> bool:
-        with contextlib.closing(SqliteStore.open(self._writer.path)) as store:
-            return store.writable()
+        A store that takes nothing is no reason to stop: answers go out marked. Only a gateway
+        whose every task is strict has nothing to serve then.
+        """
+        problems = ["draining"] if self.draining or self.closing else []
+        if not self.flow.books.capture.refusing:
+            return problems, []
+        refused = "the store takes no exchange"
+        if all(task.settings.capture == "strict" for task in self.tasks):
+            return [*problems, refused], []
+        return problems, [f"{refused}: answers are marked captured: no"]
 
     async def forward(self, incoming: Incoming, principal: Principal) -> Reply:
         """Hand a request on to the default upstream (``Passthrough.forward``).

@@ -95,6 +95,29 @@ class Limits(Section):
     )
 
 
+class Outbox(Section):
+    """What happens to exchanges while the store cannot take them."""
+
+    commit_timeout_s: Positive = Field(
+        5.0,
+        description="Longest wait of an answer's end for its commit. Then it goes out marked "
+        "`captured: no`, and the exchange is stored later if that becomes possible.",
+    )
+    memory_bytes: int = Field(
+        64 << 20,
+        ge=0,
+        description="What one process holds in memory while the store cannot be written; beyond "
+        "it the oldest are given up.",
+    )
+    max_bytes: int | None = Field(
+        None,
+        ge=1 << 20,
+        description="Cap of the store's own file. From 90 % of it on, requests and answers of "
+        "what a student served undrawn are dropped, oldest first; at the cap new exchanges are "
+        "`captured: no`.",
+    )
+
+
 class Key(Section):
     """One client key."""
 
@@ -310,6 +333,11 @@ class Task(Section):
     router: Router | None = Field(None, description="The judge; needed to serve a student.")
     risk: Risk = Field(Risk(), description="The risk budget.")
     probe: Probe | None = Field(None, description="The teacher's probe set.")
+    capture: Literal["serve", "strict"] = Field(
+        "serve",
+        description="While exchanges cannot be stored: `serve` them, marked `captured: no`, or "
+        "refuse with 503 `capture_unavailable` (`strict`).",
+    )
     pin_sampling: bool = Field(
         False,
         description="Student decodes with the certificate's profile whatever the client asks for.",
@@ -355,6 +383,7 @@ class Config(BaseSettings):
         pattern=r"^sqlite:///.+",
         description="Where exchanges are kept: `sqlite:///PATH`, relative to the file.",
     )
+    outbox: Outbox = Field(Outbox(), description="When the store cannot take an exchange.")
     cache: Path = Field(
         Path(".cache/encoders"), description="Folder for the quantised encoder, built once."
     )

@@ -102,6 +102,11 @@ class Turn:
         return (self.wishes.hold or (router.hold if router else None)) == "all"
 
     @property
+    def strict(self) -> bool:
+        """Whether an answer that cannot be stored is not to be served."""
+        return self.task.settings.capture == "strict"
+
+    @property
     def deadline(self) -> float | None:
         """When the client stops waiting, in monotonic seconds."""
         return None if self.wishes.deadline_s is None else self.started + self.wishes.deadline_s

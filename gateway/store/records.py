@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +17,15 @@ class Status(StrEnum):
     INCOMPLETE = "incomplete"
     """Cut: the client left, or an upstream died mid-answer. Never trained on."""
     ERROR = "error"
+
+
+class Captured(StrEnum):
+    """What ``x-understudy-captured`` says of an exchange."""
+
+    YES = "yes"
+    PARTIAL = "partial"
+    """Stored without request and answer: what a student served, when room is short."""
+    NO = "no"
 
 
 class DrawState(StrEnum):
@@ -69,7 +78,9 @@ class Exchange:
 
     ``created_at`` is Unix seconds; ``total_ms`` runs to the commit. ``request`` is the client's
     body as sent; ``answer`` the whole completion served, or what there was of it.
-    ``prefix`` holds the student's gated prefix (text, tokens, log-probabilities).
+    ``prefix`` holds the student's gated prefix (text, tokens, log-probabilities). ``end_user`` is a
+    digest of who the application says asked (``end_user_digest``). Without ``bodies``, request,
+    answer and prefix were left out for want of room.
     """
 
     id: str
@@ -99,6 +110,18 @@ class Exchange:
     attempts: tuple[Attempt, ...] = ()
     overhead_ms: float = 0.0
     total_ms: float = 0.0
+    end_user: str | None = None
+    bodies: bool = True
+
+    def without_bodies(self) -> Exchange:
+        """What is kept where there is no room for all: verdict, scores, versions, attempts."""
+        return replace(self, request={}, answer=None, prefix=None, bodies=False)
+
+    @property
+    def droppable(self) -> bool:
+        """Whether its bodies may go when room is short: what the student served undrawn is no
+        training data and no label of the audit."""
+        return self.served_by == "student" and self.draw is None
 
     @property
     def fallback(self) -> bool:

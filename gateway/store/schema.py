@@ -87,7 +87,35 @@ CREATE TABLE revoked_keys (
 ) STRICT, WITHOUT ROWID
 """
 
-_STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT, 2: _API, 3: _ACCESS}
+_KEEPING = """
+ALTER TABLE exchanges ADD COLUMN end_user TEXT;
+ALTER TABLE exchanges ADD COLUMN bodies INTEGER NOT NULL DEFAULT 1;
+CREATE INDEX exchanges_by_end_user ON exchanges (end_user) WHERE end_user IS NOT NULL;
+CREATE INDEX exchanges_droppable ON exchanges (created_at)
+    WHERE served_by = 'student' AND bodies = 1;
+CREATE TABLE feedback (
+    exchange_id TEXT NOT NULL REFERENCES exchanges (id), principal TEXT NOT NULL,
+    task TEXT NOT NULL, rating TEXT, correction BLOB, comment TEXT, state TEXT NOT NULL,
+    at REAL NOT NULL, PRIMARY KEY (exchange_id, principal)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX feedback_by_state ON feedback (task, state, at);
+CREATE INDEX feedback_by_principal ON feedback (principal, at);
+CREATE TABLE forgotten_users (
+    end_user TEXT PRIMARY KEY, at REAL NOT NULL, by TEXT NOT NULL, exchanges INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE forgotten_exchanges (
+    exchange_id TEXT PRIMARY KEY, task TEXT NOT NULL, at REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE exports (
+    path TEXT PRIMARY KEY, format TEXT NOT NULL, at REAL NOT NULL, rows INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE reads (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, who TEXT NOT NULL,
+    what TEXT NOT NULL, detail BLOB NOT NULL
+) STRICT
+"""
+
+_STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT, 2: _API, 3: _ACCESS, 4: _KEEPING}
 """What takes a file of that version to the next one."""
 
 SCHEMA_VERSION = len(_STEPS)

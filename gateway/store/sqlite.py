@@ -17,6 +17,7 @@ import orjson
 
 from gateway.api.request import Api
 from gateway.errors import StoreError
+from gateway.store.faults import write_error
 from gateway.store.records import (
     Attempt,
     Draw,
@@ -32,7 +33,7 @@ _COLUMNS = (
     "id", "created_at", "task", "principal", "model", "stream", "status", "served_by", "reason",
     "would_be_reason", "score", "threshold", "ood_score", "template", "student", "router", "arm",
     "error", "request", "answer", "prefix", "draw_p", "overhead_ms", "total_ms",
-    "api",
+    "api", "end_user", "bodies",
 )  # fmt: skip
 _JSON = frozenset({"request", "answer", "prefix"})
 _ATTEMPT = tuple(f.name for f in dataclasses.fields(Attempt))
@@ -40,6 +41,15 @@ _INSERT_DRAW = """
 INSERT OR IGNORE INTO draws (exchange_id, task, p, wants, state, tries, updated_at)
 VALUES (?, ?, ?, ?, ?, ?, ?)
 """
+
+_DROP_BODIES = """
+UPDATE exchanges SET request = x'7b7d', answer = NULL, prefix = NULL, bodies = 0 WHERE id IN (
+    SELECT id FROM exchanges WHERE served_by = 'student' AND bodies = 1
+        AND NOT EXISTS (SELECT 1 FROM draws WHERE exchange_id = exchanges.id)
+    ORDER BY created_at LIMIT ?)
+"""
+BUSY_S = 10.0
+"""How long a statement waits for other writers."""
 
 
 def _insert_sql(table: str, columns: Sequence[str]) -> str:
@@ -57,17 +67,18 @@ class SqliteStore:
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self.connection = self._db = connection
         self.path = path
+        self._inode = path.stat().st_ino
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open for writing; creates file and schema.
+    def open(cls, path: Path, busy_s: float = BUSY_S) -> Self:
+        """Open for writing; creates file and schema. A statement waits ``busy_s`` for others.
 
         Raises:
             StoreError: the file cannot be opened, or a newer version wrote it.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            db = _connect(path, busy_s)
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA foreign_keys=ON")
@@ -86,7 +97,7 @@ class SqliteStore:
         if not path.is_file():
             raise StoreError(f"{path}: no such store; has the gateway run with this configuration?")
         try:
-            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            db = _connect(path, BUSY_S)
             db.execute("PRAGMA query_only=ON")
             db.execute("SELECT 1 FROM exchanges LIMIT 1")
         except sqlite3.Error as error:
@@ -110,7 +121,7 @@ class SqliteStore:
             self._db.execute("COMMIT")
         except (sqlite3.Error, TypeError, ValueError) as error:
             self._roll_back()
-            raise StoreError(f"{self.path}: {error}") from error
+            raise write_error(self.path, error) from error
 
     def finish_draw(self, exchange_id: str, draw: Draw, now: float) -> None:
         """Record how a draw's second half went.
@@ -126,7 +137,7 @@ class SqliteStore:
                  exchange_id),
             )  # fmt: skip
         except (sqlite3.Error, TypeError, ValueError) as error:
-            raise StoreError(f"{self.path}: {error}") from error
+            raise write_error(self.path, error) from error
 
     def pending_draws(self, limit: int) -> list[PendingDraw]:
         """The oldest draws that wait for their second answer."""
@@ -162,7 +173,37 @@ class SqliteStore:
                 (key, task, int(agrees), now),
             )
         except sqlite3.Error as error:
-            raise StoreError(f"{self.path}: {error}") from error
+            raise write_error(self.path, error) from error
+
+    def used_bytes(self) -> int:
+        """What rows take of the file; pages that were freed are room."""
+        pages, free, size = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    def drop_bodies(self, limit: int) -> int:
+        """Forget request and answer of the oldest exchanges that a student served undrawn; their
+        verdicts and scores stay.
+
+        Returns:
+            How many had bodies to drop.
+
+        Raises:
+            WriteError: nothing was dropped.
+        """
+        try:
+            return self._db.execute(_DROP_BODIES, (limit,)).rowcount
+        except sqlite3.Error as error:
+            raise write_error(self.path, error) from error
+
+    def moved(self) -> bool:
+        """Whether the path leads to another file, or none: what is written then is lost."""
+        try:
+            return self.path.stat().st_ino != self._inode
+        except OSError:
+            return True
 
     def read(self, which: Filter) -> Iterator[Exchange]:
         """Exchanges by time, one after another: memory does not grow with the store."""
@@ -195,8 +236,7 @@ class SqliteStore:
         return True
 
     def _insert(self, exchange: Exchange) -> None:
-        values = [_column(exchange, name) for name in _COLUMNS]
-        if not self._db.execute(_INSERT, values).rowcount:
+        if not self._db.execute(_INSERT, _values(exchange)).rowcount:
             return
         for seq, attempt in enumerate(exchange.attempts):
             fields = [getattr(attempt, name) for name in _ATTEMPT]
@@ -214,6 +254,7 @@ class SqliteStore:
         for name in _JSON:
             values[name] = _load(values[name])
         values["stream"] = bool(values["stream"])
+        values["bodies"] = bool(values["bodies"])
         values["status"] = Status(values["status"])
         values["api"] = Api(values["api"])
         values["attempts"] = self._attempts(values["id"])
@@ -239,13 +280,18 @@ class SqliteStore:
             self._db.execute("ROLLBACK")
 
 
-def _column(exchange: Exchange, name: str) -> Any:
-    value = getattr(exchange, name)
-    if name in _JSON:
-        return _dump(value)
-    if name == "stream":
-        return int(value)
-    return str(value) if isinstance(value, Status | Api) else value
+def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=busy_s)
+
+
+def _values(e: Exchange) -> tuple[Any, ...]:
+    """In the order of ``_COLUMNS``; written out, since this runs once per answer."""
+    return (
+        e.id, e.created_at, e.task, e.principal, e.model, int(e.stream), e.status.value,
+        e.served_by, e.reason, e.would_be_reason, e.score, e.threshold, e.ood_score, e.template,
+        e.student, e.router, e.arm, e.error, _dump(e.request), _dump(e.answer), _dump(e.prefix),
+        e.draw_p, e.overhead_ms, e.total_ms, e.api.value, e.end_user, int(e.bodies),
+    )  # fmt: skip
 
 
 def _dump(value: Any) -> bytes | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from gateway.capture import Capture
 from gateway.cli import main
-from gateway.store.records import Exchange
+from gateway.store.records import Captured, Exchange
 
 
-async def _forget(self: Capture, exchange: Exchange) -> bool:
-    return True
+async def _forget(self: Capture, exchange: Exchange) -> Captured:
+    return Captured.YES
 
 
 if __name__ == "__main__":

@@ -216,7 +216,11 @@ async def test_a_forced_student_that_fails_is_a_502(tmp_path: Path) -> None:
 async def test_health_and_metrics(tmp_path: Path) -> None:
     async with rig(tmp_path) as r:
         assert (await r.client.get("/healthz")).json() == {"status": "ok"}
-        assert (await r.client.get("/readyz")).json() == {"ready": True, "problems": []}
+        assert (await r.client.get("/readyz")).json() == {
+            "ready": True,
+            "problems": [],
+            "warnings": [],
+        }
         await r.ask()
         text = (await r.client.get("/metrics")).text
         assert "understudy_requests_total" in text
