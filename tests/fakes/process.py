@@ -54,7 +54,10 @@ def free_port() -> int:
 
 @contextlib.asynccontextmanager
 async def gateway_process(
-    folder: Path, data: dict[str, Any], listen: dict[str, Any] | None = None
+    folder: Path,
+    data: dict[str, Any],
+    listen: dict[str, Any] | None = None,
+    env: dict[str, str] | None = None,
 ) -> AsyncIterator[GatewayProcess]:
     """Start it, wait until it can serve, and make sure that it is gone at the end."""
     port = free_port()
@@ -67,7 +70,8 @@ async def gateway_process(
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", "from gateway.cli import main; main()",
             "serve", "--config", str(config),
-            cwd=ROOT, env={**SECRETS, "PATH": "/usr/bin:/bin"}, stdout=handle, stderr=handle,
+            cwd=ROOT, env={**SECRETS, "PATH": "/usr/bin:/bin", **(env or {})},
+            stdout=handle, stderr=handle,
         )  # fmt: skip
     gateway = GatewayProcess(process, f"http://127.0.0.1:{port}", log, config)
     try:
