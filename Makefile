@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-keys bench-soak bench-workers clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-keys bench-kills bench-soak bench-workers clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -121,6 +121,9 @@ bench-soak: .venv/.ready  ## A million requests, and whether memory stays flat (
 
 bench-workers: .venv/.ready  ## What several workers over one store cost each other
 	$(BIN)/python -m tests.bench.workers
+
+bench-kills: .venv/.ready  ## 200 times kill -9 under load: acknowledged is stored (KILLS=200)
+	mkdir -p var && $(BIN)/python -m tests.bench.kills --kills $(or $(KILLS),200)
 
 bench-keys: .venv/.ready  ## Whether the time of a key's comparison tells anything
 	$(BIN)/python -m tests.bench.keytime

@@ -115,6 +115,8 @@ class Auditor:
         reference = task.judge.reference if task.judge is not None else None
         if reference is None:
             return epoch
+        if epoch.drift_from > now:  # the clock went back: what comes now would count as seen
+            return replace(epoch, drift_from=now)
         scores = self.store.scores(epoch, BLOCK)
         if len(scores) < BLOCK:
             return epoch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -28,8 +29,15 @@ class GatewayProcess:
     config: Path
 
     def kill(self) -> None:
-        """As the kernel does it: no warning, no cleaning up."""
-        self.process.send_signal(signal.SIGKILL)
+        """As the kernel does it: no warning, no cleaning up; workers and their supervisor."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+    @property
+    def workers(self) -> list[int]:
+        """Process ids of the supervisor's children."""
+        pid = self.process.pid
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        return [int(child) for child in text.split()]
 
     def terminate(self) -> None:
         """As an orchestrator does it."""
@@ -71,15 +79,15 @@ async def gateway_process(
             sys.executable, "-c", "from gateway.cli import main; main()",
             "serve", "--config", str(config),
             cwd=ROOT, env={**SECRETS, "PATH": "/usr/bin:/bin", **(env or {})},
-            stdout=handle, stderr=handle,
+            stdout=handle, stderr=handle, start_new_session=True,
         )  # fmt: skip
     gateway = GatewayProcess(process, f"http://127.0.0.1:{port}", log, config)
     try:
         await _ready(gateway)
         yield gateway
     finally:
-        if process.returncode is None:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 

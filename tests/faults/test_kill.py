@@ -5,62 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import pytest
 
-from gateway.store.records import Filter
 from gateway.store.sqlite import SqliteStore
-from tests.fakes.answers import student_says, teacher_says
-from tests.fakes.process import GatewayProcess, gateway_process
-from tests.fakes.rig import ANSWER, FAR, IN_DOMAIN, SYSTEM, config_data
-from tests.fakes.upstream import FakeUpstream
+from tests.fakes.process import gateway_process
+from tests.faults.kills import agreeing_upstreams, assert_kept, kill_often
 
 KILLS = 20
-CLIENTS = 12
-
-
-@dataclass(slots=True)
-class Witness:
-    """Ids of exchanges whose end a client received, unmarked."""
-
-    ended: set[str] = field(default_factory=set)
-    cut: int = 0
-
-
-async def client_loop(client: httpx.AsyncClient, number: int, witness: Witness) -> None:
-    """Ask until the gateway is gone; alternate sides and ways of answering."""
-    turn = number
-    while True:
-        turn += 1
-        chat = [{"role": "system", "content": SYSTEM},
-                {"role": "user", "content": IN_DOMAIN if turn % 2 else FAR}]  # fmt: skip
-        body = {"model": "banking-intents", "messages": chat, "stream": turn % 3 != 0}
-        try:
-            async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-                raw = b"".join([part async for part in response.aiter_raw()])
-        except httpx.HTTPError:
-            witness.cut += 1
-            return
-        assert response.status_code == 200, raw
-        if body["stream"]:
-            ended = b"data: [DONE]" in raw and b"understudy-captured no" not in raw
-        else:
-            ended = response.headers["x-understudy-captured"] == "yes"
-        if ended:
-            witness.ended.add(response.headers["x-request-id"])
-
-
-async def load_and_kill(gateway: GatewayProcess, seconds: float, witness: Witness) -> None:
-    """Load from several clients, and a kill in the middle of it."""
-    async with gateway.client() as client:
-        loops = [asyncio.create_task(client_loop(client, n, witness)) for n in range(CLIENTS)]
-        await asyncio.sleep(seconds)
-        gateway.kill()
-        await gateway.process.wait()
-        await asyncio.gather(*loops)
 
 
 async def audit_settles(path: Path) -> None:
@@ -86,27 +39,22 @@ async def audit_settles(path: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-async def test_twenty_kills_lose_no_answer_that_a_client_saw_the_end_of(tmp_path: Path) -> None:
-    rng = random.Random(20261124)
-    witness = Witness()
+async def test_kills_lose_no_answer_that_a_client_saw_the_end_of(tmp_path: Path) -> None:
+    """``make bench-kills`` does the same 200 times."""
     store = tmp_path / "understudy.db"
-    student = FakeUpstream(student_says(ANSWER, pause_s=0.001))
-    # Of one mind, so that the audit keeps the gate open and the student goes on serving.
-    teacher = FakeUpstream(teacher_says("".join(ANSWER), pause_s=0.002))
-    async with student.running(), teacher.running():
-        data = config_data(student.url, teacher.url, store, risk={"draw_rate": 0.2})
-        for _ in range(KILLS):
-            async with gateway_process(tmp_path, data) as gateway:
-                await load_and_kill(gateway, rng.uniform(0.2, 0.9), witness)
+    async with agreeing_upstreams(store) as data:
+        toll = await kill_often(tmp_path, data, KILLS, random.Random(20261124))
         async with gateway_process(tmp_path, data):
             await audit_settles(store)
-    with contextlib.closing(SqliteStore.open(store)) as opened:
-        stored = opened.ids()
-        assert len(witness.ended) > 10 * KILLS
-        assert witness.cut >= KILLS
-        missing = witness.ended - stored
-        assert not missing
-        # No half rows: everything that is there can be read, and ends as it says.
-        rows = list(opened.read(Filter()))
-        assert len(rows) == len(stored)
-        assert all(row.answer for row in rows if row.status == "complete")
+    assert len(toll.witness.ended) > 10 * KILLS
+    assert toll.witness.cut >= KILLS / 2
+    assert 0 < toll.whole < KILLS
+    assert_kept(store, toll.witness.ended)
+
+
+async def test_one_process_is_killed_as_well_as_many(tmp_path: Path) -> None:
+    store = tmp_path / "understudy.db"
+    async with agreeing_upstreams(store) as data:
+        toll = await kill_often(tmp_path, data, 5, random.Random(1), workers=1)
+    assert toll.whole == 5
+    assert_kept(store, toll.witness.ended)

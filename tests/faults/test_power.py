@@ -16,12 +16,12 @@ import pytest
 
 from gateway.store.records import Exchange, Filter
 from gateway.store.sqlite import SqliteStore
-from tests.fakes.answers import student_says, teacher_says
+from tests.fakes.answers import teacher_says
 from tests.fakes.process import GatewayProcess, gateway_process
-from tests.fakes.rig import ANSWER, FAR, ROOT, config_data
+from tests.fakes.rig import FAR, ROOT, config_data
 from tests.fakes.upstream import FakeUpstream
 from tests.faults import powerless
-from tests.faults.test_kill import Witness, load_and_kill
+from tests.faults.kills import Witness, agreeing_upstreams, load_and_kill
 
 FAILURES = 25
 _WRITES = """
@@ -69,10 +69,7 @@ async def test_power_failures_lose_no_answer_that_a_client_saw_the_end_of(
     rng, witness, lost = random.Random(7), Witness(), 0
     store = tmp_path / "understudy.db"
     env = powerless.environment(shim, store, tmp_path / "faults")
-    student = FakeUpstream(student_says(ANSWER, pause_s=0.001))
-    teacher = FakeUpstream(teacher_says("".join(ANSWER), pause_s=0.002))
-    async with student.running(), teacher.running():
-        data = config_data(student.url, teacher.url, store, risk={"draw_rate": 0.2})
+    async with agreeing_upstreams(store) as data:
         for _ in range(FAILURES):
             async with gateway_process(tmp_path, data, env=env) as gateway:
                 await load_and_kill(gateway, rng.uniform(0.2, 0.7), witness)

@@ -37,15 +37,8 @@ async def several(
         data = config_data("http://127.0.0.1:9/v1", teacher.url, folder / "x.db",
                            student=None, router=None, **task)  # fmt: skip
         async with gateway_process(folder, data, {"workers": WORKERS}) as gateway:
-            await until(lambda: len(workers(gateway)) == WORKERS)
+            await until(lambda: len(gateway.workers) == WORKERS)
             yield gateway, teacher
-
-
-def workers(gateway: GatewayProcess) -> list[int]:
-    """Process ids of the supervisor's children."""
-    pid = gateway.process.pid
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(child) for child in text.split()]
 
 
 async def until(holds: Any, seconds: float = 20.0) -> None:
@@ -89,21 +82,21 @@ async def test_workers_share_a_port_a_store_and_their_metrics(tmp_path: Path) ->
 async def test_a_killed_worker_is_replaced_and_the_counters_go_on(tmp_path: Path) -> None:
     async with several(tmp_path) as (gateway, _):
         assert await ask(gateway, 12) == [200] * 12
-        before = workers(gateway)
+        before = gateway.workers
         os.kill(before[0], signal.SIGKILL)
-        await until(lambda: before[0] not in workers(gateway))
+        await until(lambda: before[0] not in gateway.workers)
         assert await ask(gateway, 12) == [200] * 12  # by the others
-        await until(lambda: len(workers(gateway)) == WORKERS)
+        await until(lambda: len(gateway.workers) == WORKERS)
         await asyncio.sleep(2)
         assert await ask(gateway, 12) == [200] * 12
         assert await counted(gateway) == 36
         assert "worker_died" in gateway.log.read_text()
-        assert set(before[1:]) < set(workers(gateway))
+        assert set(before[1:]) < set(gateway.workers)
 
 
 async def test_sighup_reaches_every_worker_and_cuts_nothing(tmp_path: Path) -> None:
     async with several(tmp_path, pause_s=0.5) as (gateway, _):
-        before = workers(gateway)
+        before = gateway.workers
         under_way = asyncio.create_task(ask(gateway, 9))
         await asyncio.sleep(0.2)
         config = yaml.safe_load(gateway.config.read_text())
@@ -112,7 +105,7 @@ async def test_sighup_reaches_every_worker_and_cuts_nothing(tmp_path: Path) -> N
         gateway.process.send_signal(signal.SIGHUP)
         assert await under_way == [200] * 9
         await until(lambda: gateway.log.read_text().count('"reloaded"') == WORKERS)
-        assert workers(gateway) == before
+        assert gateway.workers == before
 
         async def models() -> list[str]:
             async with gateway.client() as client:
@@ -125,7 +118,7 @@ async def test_sighup_reaches_every_worker_and_cuts_nothing(tmp_path: Path) -> N
 
 async def test_sigterm_drains_every_worker(tmp_path: Path) -> None:
     async with several(tmp_path, pause_s=0.6) as (gateway, _):
-        children = workers(gateway)
+        children = gateway.workers
         under_way = asyncio.create_task(ask(gateway, 9))
         await asyncio.sleep(0.3)
         gateway.terminate()
@@ -138,7 +131,7 @@ async def test_sigterm_drains_every_worker(tmp_path: Path) -> None:
 
 async def test_workers_outlive_their_supervisor_only_to_drain(tmp_path: Path) -> None:
     async with several(tmp_path) as (gateway, _):
-        children = workers(gateway)
+        children = gateway.workers
         gateway.kill()
         await gateway.process.wait()
         await until(lambda: not any(_alive(pid) for pid in children))
