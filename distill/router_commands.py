@@ -27,6 +27,7 @@ from router.evaluate import Scored, evaluate
 from router.fit import fit_artefact
 from router.judge import Judge
 from router.manifest import FitSettings
+from router.redact import DEFAULT, Pattern, Redaction, Redactor
 from router.rows import Row, read_rows, student_json, write_rows
 from router.slots import suggest
 from router.template import FIXED_ROLES
@@ -70,6 +71,13 @@ def fit(
         list[str] | None,
         typer.Option(help="NAME=REGEX of a variable place in the fixed part; may be repeated."),
     ] = None,
+    redact: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A kind of personal data, or NAME=REGEX, that surrogates replace first; "
+            "may be repeated. The task's own `redact` must be the same; `key` by default."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 20261124,
     cache: Annotated[Path, CACHE] = Path(".cache/encoders"),
 ) -> None:
@@ -88,6 +96,7 @@ def fit(
             promotion=promotion,
             weights=weights,
             slots=_slots(slot or []),
+            redact=DEFAULT if redact is None else tuple(map(_rule, redact)),
             student=student_model,
             student_sha256=_sha256(student_manifest),
             seed=seed,
@@ -185,6 +194,13 @@ def comparator_command(
                     }
                 )
             )
+
+
+def _rule(text: str) -> Redaction:
+    name, equals, pattern = text.partition("=")
+    rule: Redaction = Pattern(name, pattern) if equals else name
+    Redactor([rule])
+    return rule
 
 
 def _slots(options: Sequence[str]) -> dict[str, str]:

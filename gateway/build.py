@@ -8,7 +8,8 @@ from pathlib import Path
 from gateway.errors import ConfigError
 from gateway.judging import gate_closed
 from gateway.retry_budget import RetryBudget
-from gateway.settings import Config, Task
+from gateway.scrub import Scrubber
+from gateway.settings import Config, Task, redaction_rules
 from gateway.slots import Slots
 from gateway.tasks import StudentRuntime, TaskRuntime, TeacherRuntime, TeacherUpstream
 from gateway.upstream import Upstream
@@ -16,6 +17,7 @@ from router.encoder import Encoders, load_encoders
 from router.errors import RouterError
 from router.judge import Judge
 from router.noise import MIN_PROMPTS
+from router.redact import Redactor, rules_json
 from router.rows import Row, read_rows
 
 
@@ -67,6 +69,12 @@ def _check_judge(settings: Task, judge: Judge) -> None:
         raise ConfigError(
             [f"fitted over {judge.gate_tokens} gate tokens, not {settings.router.gate_tokens}"]
         )
+    mine = Redactor(redaction_rules(settings.redact))
+    if mine.digest != judge.redactor.digest:
+        raise ConfigError(
+            [f"fitted on text redacted by {rules_json(judge.redactor.rules)}, not by "
+             f"{rules_json(mine.rules)}"]
+        )  # fmt: skip
     hold = settings.router.hold
     if hold != "all" and hold < judge.gate_tokens:
         raise ConfigError([f"hold {hold} is less than the {judge.gate_tokens} gate tokens"])
@@ -88,7 +96,8 @@ def _runtime(settings: Task, judge: Judge | None, secrets: Mapping[str, str]) ->
         risk = settings.risk
         uncertified = gate_closed(judge, risk.alpha, risk.delta, risk.comparator)
     teacher = _teacher(settings, secrets)
-    return TaskRuntime(settings.name, settings, teacher, student, judge, uncertified)
+    scrubber = Scrubber(settings, list(secrets.values()))
+    return TaskRuntime(settings.name, settings, teacher, student, judge, uncertified, scrubber)
 
 
 def _teacher(settings: Task, secrets: Mapping[str, str]) -> TeacherRuntime:

@@ -108,7 +108,8 @@ class DrawWorker:
             log("draw_failed", id=job.exchange_id, wants=job.wants, error=str(error))
         if second is None or agrees is None:
             return Draw(0.0, job.wants, state, tries)
-        return Draw(0.0, job.wants, DrawState.DONE, tries, second.answer, agrees, second.score)
+        answer = task.scrubber.second_answer(job.request, second.answer)
+        return Draw(0.0, job.wants, DrawState.DONE, tries, answer, agrees, second.score)
 
     async def _teacher(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
         plain = {k: v for k, v in job.request.items() if k not in {"stream", "stream_options"}}

@@ -10,6 +10,7 @@ from router.confidence import Prefix
 from router.drift import Reference
 from router.encoder import Encoders
 from router.judge import DecodeProfile, Prejudgement, Score
+from router.redact import Redactor
 from router.template import Message
 
 
@@ -23,6 +24,7 @@ class Judge(Protocol):
     profile: DecodeProfile
     reference: Reference | None
     encoders: Encoders
+    redactor: Redactor
 
     @property
     def facts(self) -> Mapping[str, Any]:

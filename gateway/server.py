@@ -31,7 +31,8 @@ class _Server(uvicorn.Server):
         """Say to the supervisor that this worker serves, and notice when there is none any more."""
         await super().startup(sockets)
         if self._pipe is not None and self.started:
-            self._pipe.send(b"r")
+            with contextlib.suppress(BrokenPipeError):  # it died meanwhile: the reader sees it
+                self._pipe.send(b"r")
             asyncio.get_running_loop().add_reader(self._pipe, self._orphaned)
 
     @contextlib.contextmanager

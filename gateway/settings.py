@@ -6,14 +6,18 @@ the file: keys that end in ``_env`` name the environment variable that holds the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import jsonpath
+from jsonpath.exceptions import JSONPathError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from router.comparator import parse as parse_comparator
 from router.errors import FitError
+from router.redact import DEFAULT, KINDS, Pattern, Redaction, Redactor
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -309,6 +313,35 @@ class Probe(Section):
     every_s: Positive = Field(86_400.0, description="Seconds between runs.")
 
 
+class RedactionPattern(Section):
+    """A redaction rule of one's own."""
+
+    name: str = Field(description="Lower-case letters, digits and `_`; no built-in kind.")
+    pattern: str = Field(description="A regular expression without named groups.")
+
+
+def _redaction(value: list[str | RedactionPattern]) -> list[str | RedactionPattern]:
+    try:
+        Redactor(redaction_rules(value))
+    except FitError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def redaction_rules(value: Sequence[str | RedactionPattern]) -> tuple[Redaction, ...]:
+    """Rules as ``router.redact`` takes them."""
+    return tuple(r if isinstance(r, str) else Pattern(r.name, r.pattern) for r in value)
+
+
+def _json_paths(value: list[str]) -> list[str]:
+    for path in value:
+        try:
+            jsonpath.compile(path)
+        except JSONPathError as error:
+            raise ValueError(f"{path!r} is no JSONPath: {error}") from error
+    return value
+
+
 class Match(Section):
     """Traffic that names another model and is claimed by a task; every given part must match."""
 
@@ -333,6 +366,20 @@ class Task(Section):
     router: Router | None = Field(None, description="The judge; needed to serve a student.")
     risk: Risk = Field(Risk(), description="The risk budget.")
     probe: Probe | None = Field(None, description="The teacher's probe set.")
+    redact: Annotated[list[str | RedactionPattern], AfterValidator(_redaction)] = Field(
+        list(DEFAULT),
+        description="What is replaced by surrogates of the same shape before judging and storing: "
+        f"{', '.join(f'`{kind}`' for kind in KINDS)}, or a name and a pattern. Must be the rules "
+        "that the artefact was fitted under. Upstreams get the request as it came.",
+    )
+    drop_fields: Annotated[list[str], AfterValidator(_json_paths)] = Field(
+        [],
+        description="JSONPaths (RFC 9535) of request fields that are not stored, such as "
+        "`$.metadata.email`.",
+    )
+    retention_days: Positive | None = Field(
+        None, description="Exchanges older than this are deleted; None keeps them."
+    )
     capture: Literal["serve", "strict"] = Field(
         "serve",
         description="While exchanges cannot be stored: `serve` them, marked `captured: no`, or "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gateway.errors import GatewayError
 from gateway.judging import Judge
 from gateway.retry_budget import RetryBudget
+from gateway.scrub import Scrubber
 from gateway.settings import Config, Price, Student, Task, Teacher
 from gateway.slots import Slots
 from gateway.standing import Noise, Standing
@@ -96,6 +97,7 @@ class TaskRuntime:
     student: StudentRuntime | None
     judge: Judge | None
     uncertified: str | None
+    scrubber: Scrubber
     passthrough: bool = False
     standing: Standing | None = None
     probe: Sequence[Row] = ()
@@ -182,7 +184,9 @@ class Tasks:
         settings = source.settings.model_copy(
             update={"name": DEFAULT_TASK, "student": None, "router": None, "match": None}
         )
-        return TaskRuntime(DEFAULT_TASK, settings, source.teacher, None, None, None, True)
+        return TaskRuntime(
+            DEFAULT_TASK, settings, source.teacher, None, None, None, source.scrubber, True
+        )
 
 
 def _claims(task: Task, model: str, principal: str, messages: Sequence[Message]) -> bool:

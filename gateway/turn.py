@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from gateway.api.request import Api, ApiRequest
 from gateway.auth import Principal
+from gateway.scrub import end_user_of
 from gateway.store.records import Attempt, Draw, Exchange, Status
 from gateway.tasks import TaskRuntime
 from gateway.verdict import Reason, ServedBy, Verdict
@@ -164,7 +165,7 @@ class Turn:
     ) -> Exchange:
         """The record of this turn; ``now`` is monotonic seconds."""
         verdict = self.verdict
-        return Exchange(
+        exchange = Exchange(
             id=self.id,
             created_at=self.created_at,
             task=self.task.name,
@@ -192,7 +193,9 @@ class Turn:
             attempts=tuple(self.attempts),
             overhead_ms=round(self.overhead_s * 1000, 4),
             total_ms=round((now - self.started) * 1000, 3),
+            end_user=end_user_of(self.request.body),
         )
+        return self.task.scrubber.exchange(exchange)
 
     def _draw(self, status: Status) -> Draw | None:
         """The second half that a drawn exchange waits for. An exchange outside the certificate's

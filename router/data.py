@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from router.errors import FitError
+from router.redact import Names, Redactor
 from router.rows import Row
 
 
@@ -65,6 +66,28 @@ def answered(data: Data) -> bool:
     if any(not row.student.tokens for row in rows if row.student and row.student.text):
         raise FitError("student answers need 'tokens' with log-probabilities")
     return True
+
+
+def redacted(data: Data, redactor: Redactor) -> Data:
+    """Every row as serving sees it and the store keeps it; what was redacted already stays."""
+    return Data(
+        *(
+            [_redacted(row, redactor) for row in rows]
+            for rows in (data.train, data.combine, data.calibrate)
+        )
+    )
+
+
+def _redacted(row: Row, redactor: Redactor) -> Row:
+    names = Names()
+    messages = redactor.messages(row.messages, names)
+    student = row.student
+    return replace(
+        row,
+        messages=messages,
+        completion=None if row.completion is None else redactor.text(row.completion, names),
+        student=student and replace(student, text=redactor.text(student.text, names)),
+    )
 
 
 def check(data: Data) -> None:

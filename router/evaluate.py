@@ -76,7 +76,7 @@ def _score(judge: Judge, rows: Sequence[Row]) -> list[Scored]:
     for row in rows:
         if row.completion is None:
             raise FitError("evaluation rows need a 'label' or 'completion'")
-        decision = judge.decide(row.text, judge.known(row.messages), row.student)
+        decision = judge.decide(row.messages, row.student)
         answer = row.student
         disagrees = None if answer is None else not agree(row)
         out = row.completion not in known if row.out is None else row.out
@@ -104,10 +104,10 @@ def _decision_us(judge: Judge, rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     step = max(1, len(rows) // TIMED_ROWS)
     sample = rows[::step][:TIMED_ROWS]
     for row in sample[:20]:
-        judge.decide(row.text, judge.known(row.messages), row.student)
+        judge.decide(row.messages, row.student)
     took = []
     for row in sample:
         started = time.perf_counter_ns()
-        judge.decide(row.text, judge.known(row.messages), row.student)
+        judge.decide(row.messages, row.student)
         took.append((time.perf_counter_ns() - started) / 1000)
     return np.array(took)

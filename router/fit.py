@@ -27,7 +27,7 @@ from router.certify import (
     threshold_grid,
 )
 from router.confidence import LengthScale, Prefix
-from router.data import Data, answered, check, closed_labels, thinned
+from router.data import Data, answered, check, closed_labels, redacted, thinned
 from router.distance import Distance
 from router.drift import Reference
 from router.encoder import Encoder, Encoders
@@ -35,6 +35,7 @@ from router.logistic import Logistic
 from router.manifest import Certified, Facts, FitSettings, Rule, manifest
 from router.minilm import sentence_part
 from router.outlier import fit_outlier
+from router.redact import Redactor
 from router.rows import Row, usable
 from router.template import compiled_slots, fingerprint
 from router.text import Vectors
@@ -74,6 +75,7 @@ def fit_artefact(
         FitError: rows cannot support the fit.
         ArtefactError: ``out`` exists or cannot be written.
     """
+    data = redacted(data, Redactor(settings.redact))
     check(data)
     facts, tensors = _Fitter(data, settings, encoders, progress).run()
     prompts = [{"text": row.text, "completion": row.completion} for row in data.train]

@@ -24,6 +24,7 @@ from router.encoder import Encoders
 from router.errors import ArtefactError, FitError
 from router.memory import REMEMBERED, Memory
 from router.minilm import sentence_part
+from router.redact import DEFAULT, Redactor, parse_rules
 from router.rows import StudentAnswer, usable
 from router.template import Message, compiled_slots, fingerprint, variable_text
 from router.tier import FEATURES, Look, Tier
@@ -130,6 +131,7 @@ class Judge:
         self.reference = Reference.from_json(reference) if reference is not None else None
         self._templates = frozenset(manifest["templates"])
         self._slots = compiled_slots(manifest["slots"])
+        self.redactor = Redactor(parse_rules(manifest.get("redact", DEFAULT)))
         self._length = LengthScale(**manifest["length"])
         classes = list(manifest["classes"])
         self.second = Tier.from_tensors(tensors, "second", classes, self.encoders.sentence)
@@ -164,7 +166,8 @@ class Judge:
     def prejudge(
         self, messages: Sequence[Message], tools: Any = None, response_format: Any = None
     ) -> Prejudgement:
-        """Template, and what the static tier says of the prompt."""
+        """Template, and what the static tier says of the prompt; redacted as at the fit."""
+        messages = self.redactor.messages(messages)
         template = fingerprint(messages, tools, response_format, self._slots)
         return self.prejudge_text(variable_text(messages), template)
 
@@ -210,10 +213,10 @@ class Judge:
         refined = self.refine(pre)
         return refined, float("inf") if refined.out else self.score(refined, prefix).value
 
-    def decide(self, text: str, template: str, answer: StudentAnswer | None) -> Decision:
+    def decide(self, messages: Sequence[Message], answer: StudentAnswer | None) -> Decision:
         """The whole rule, offline: exactly what serving does."""
         prefix = Prefix.of(answer, self.gate_tokens) if answer and usable(answer) else None
-        pre, score = self.resolve(self.prejudge_text(text, template), prefix)
+        pre, score = self.resolve(self.prejudge(messages), prefix)
         return Decision(pre, score, 2 if pre.second is not None else 1)
 
     def resolve(self, pre: Prejudgement, prefix: Prefix | None) -> tuple[Prejudgement, float]:
@@ -225,10 +228,6 @@ class Judge:
         if prefix is None or pre.out or not pre.known_template:
             return pre, float("inf")
         return self.settle(pre, prefix)
-
-    def known(self, messages: Sequence[Message]) -> str:
-        """The template of messages, as ``decide`` wants it."""
-        return fingerprint(messages, slots=self._slots)
 
     def contributions(self, pre: Prejudgement, prefix: Prefix | None) -> dict[str, float]:
         """Additive log-odds of each feature towards 'teacher', by the highest tier that looked."""
@@ -272,10 +271,10 @@ class Judge:
         """What the certificate rests on, for ``/admin/tasks``: hashes, profile, splits, cascade."""
         manifest = self.artefact.manifest
         names = (
-            "student", "encoders", "gate_tokens", "variable", "max_chars", "slots",
+            "student", "encoders", "gate_tokens", "variable", "max_chars", "slots", "redact",
             "decode_profile", "splits", "cascade",
         )  # fmt: skip
-        return {"sha256": self.artefact.digest, **{name: manifest[name] for name in names}}
+        return {"sha256": self.artefact.digest, **{name: manifest.get(name) for name in names}}
 
     def nearest(self, text: str, count: int = 5) -> list[tuple[float, Mapping[str, Any]]]:
         """The nearest training prompts: (cosine similarity, prompt row), nearest first."""

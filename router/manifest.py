@@ -20,6 +20,7 @@ from router.data import Data
 from router.drift import Reference
 from router.encoder import Encoders
 from router.judge import DecodeProfile
+from router.redact import DEFAULT, Redaction, rules_json
 from router.rows import Row
 from router.tier import FEATURES, Tier
 
@@ -30,7 +31,8 @@ class FitSettings:
 
     ``promotion`` counts the certificates of a renewed promise (see ``Certificate``); ``weights``
     says what becomes of unequal draw probabilities; ``slots`` maps names to regular expressions of
-    the fixed part's variable places; ``cascade`` switches the static tier off for comparisons.
+    the fixed part's variable places; ``redact`` says what surrogates replace before anything else;
+    ``cascade`` switches the static tier off for comparisons.
     """
 
     task: str
@@ -45,6 +47,7 @@ class FitSettings:
     student: str | None = None
     student_sha256: str | None = None
     slots: Mapping[str, str] = field(default_factory=dict)
+    redact: tuple[Redaction, ...] = DEFAULT
     cascade: bool = True
     seed: int = 20261124
 
@@ -104,6 +107,7 @@ def manifest(facts: Facts, rule: Rule, certified: Certified) -> dict[str, Any]:
         "variable": "last user message, then earlier turns, newest first",
         "max_chars": facts.max_chars,
         "slots": dict(s.slots),
+        "redact": rules_json(s.redact),
         "templates": list(facts.templates),
         "decode_profile": asdict(DecodeProfile(0.0, 1.0, s.max_tokens_min)),
         "classes": rule.second.distance.classes,

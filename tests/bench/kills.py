@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20261125)
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="var") as name:
-        toll = asyncio.run(_run(Path(name), wanted.kills, wanted.seed))
+        toll = asyncio.run(_run(Path(name).resolve(), wanted.kills, wanted.seed))
     print(
         f"{toll.kills} kills of {WORKERS} workers, {toll.whole} of them of all processes at once: "
         f"{len(toll.witness.ended)} answers acknowledged, all of them stored once and whole; "

@@ -85,7 +85,7 @@ def scores(judge: Judge, traffic: Traffic, encoders: Encoders) -> dict[str, Floa
     combine = read_rows(ROWS / "combine.jsonl.gz")
     train = read_rows(ROWS / "train.jsonl.gz")
     rows = traffic.rows
-    decisions = [judge.decide(r.text, judge.known(r.messages), r.student) for r in rows]
+    decisions = [judge.decide(r.messages, r.student) for r in rows]
     vectors = sentence_part(encoders.sentence.encode([r.text for r in rows]))
     trained = sentence_part(encoders.sentence.encode([r.text for r in train]))
     labels = np.array([r.completion for r in train])
@@ -305,7 +305,7 @@ def latency(judge: Judge, traffic: Traffic) -> dict[str, Any]:
         if keep
     ]
     for row in mixed[:50]:
-        judge.decide(row.text, judge.known(row.messages), row.student)
+        judge.decide(row.messages, row.student)
     decide = _timed([partial(_decide, judge, row) for row in mixed])
     sizes = {}
     for tokens in (16, 64):
@@ -318,7 +318,7 @@ def latency(judge: Judge, traffic: Traffic) -> dict[str, Any]:
 
 
 def _decide(judge: Judge, row: Row) -> None:
-    judge.decide(row.text, judge.known(row.messages), row.student)
+    judge.decide(row.messages, row.student)
 
 
 def _timed(calls: Sequence[Callable[[], Any]]) -> Floats:

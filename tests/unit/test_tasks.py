@@ -9,6 +9,7 @@ import pytest
 
 from gateway.errors import GatewayError
 from gateway.retry_budget import RetryBudget
+from gateway.scrub import Scrubber
 from gateway.settings import Config
 from gateway.slots import Slots
 from gateway.tasks import TaskRuntime, Tasks, TeacherRuntime, TeacherUpstream
@@ -41,6 +42,7 @@ def tasks(*matches: dict[str, Any] | None, default: str | None = None) -> Tasks:
             None,
             None,
             None,
+            Scrubber(t),
         )
         for t in config.tasks
     ]
