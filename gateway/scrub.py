@@ -40,10 +40,11 @@ class Scrubber:
         self.redactor = Redactor(redaction_rules(task.redact), secrets)
         self._paths = [jsonpath.compile(path) for path in task.drop_fields]
 
-    def exchange(self, exchange: Exchange) -> Exchange:
-        """The exchange as it may be stored."""
+    def exchange(self, exchange: Exchange, raw: bytes) -> Exchange:
+        """The exchange as it may be stored; ``raw`` is its request as it came, or empty."""
         names = Names()
-        request = self._request(exchange.request, names)
+        untouched = raw and not self._paths and self.redactor.clean(raw)
+        request = exchange.request if untouched else self._request(exchange.request, names)
         return replace(
             exchange,
             model=self.redactor.text(exchange.model, names),

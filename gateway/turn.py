@@ -195,7 +195,7 @@ class Turn:
             total_ms=round((now - self.started) * 1000, 3),
             end_user=end_user_of(self.request.body),
         )
-        return self.task.scrubber.exchange(exchange)
+        return self.task.scrubber.exchange(exchange, self.request.raw)
 
     def _draw(self, status: Status) -> Draw | None:
         """The second half that a drawn exchange waits for. An exchange outside the certificate's
