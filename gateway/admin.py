@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gateway.auditor import Auditor, audit_of, claim_of, close_gate, open_gate
 from gateway.auth import AdminKey
 from gateway.errors import GatewayError, StoreError
+from gateway.readings import Readings
 from gateway.tasks import TaskRuntime, Tasks
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Admin:
     tasks: Tasks
     auditor: Auditor
     key: AdminKey
+    readings: Readings
 
     def list(self, authorization: str | None) -> dict[str, Any]:
         """``GET /admin/tasks``."""
@@ -66,6 +68,18 @@ class Admin:
         ]
         return {"object": "list", "data": data}
 
+    async def exchange(self, authorization: str | None, name: str) -> dict[str, Any]:
+        """``GET /admin/exchanges/{id}``; that somebody looked is recorded first.
+
+        Raises:
+            GatewayError: ``exchange_not_found`` or ``store_unavailable``.
+        """
+        self.key.check(authorization)
+        found = await self._stored_async(self.readings.exchange(name, "admin key"))
+        if found is None:
+            raise GatewayError("exchange_not_found", f"No exchange '{name}' is kept.")
+        return found
+
     async def gate(self, authorization: str | None, name: str, body: bytes) -> dict[str, Any]:
         """``POST /admin/tasks/{name}/gate``: in force here when this returns, on other replicas
         within a second or two.
@@ -94,8 +108,11 @@ class Admin:
         return described(task)
 
     async def _stored(self, work: Callable[[], T]) -> T:
+        return await self._stored_async(self.auditor.offload.run(work))
+
+    async def _stored_async(self, work: Awaitable[T]) -> T:
         try:
-            return await self.auditor.offload.run(work)
+            return await work
         except StoreError as error:
             message = f"The store does not answer: {error}"
             raise GatewayError("store_unavailable", message) from error

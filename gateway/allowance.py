@@ -32,6 +32,16 @@ def day_of(now: float) -> Window:
     return f"d{int(now // _DAY_S)}"
 
 
+def start_of_day(now: float) -> float:
+    """Unix seconds at which the UTC day of a time began."""
+    return now - now % _DAY_S
+
+
+def seconds_left_in_day(now: float) -> int:
+    """Until the UTC day ends, rounded up."""
+    return math.ceil(_DAY_S - now % _DAY_S)
+
+
 @dataclass(slots=True)
 class Allowances:
     """Counts of every principal. Pure: time, in Unix seconds, is passed in.
@@ -52,12 +62,8 @@ class Allowances:
             GatewayError: ``invalid_api_key`` (revoked), ``rate_limit_exceeded`` or
                 ``insufficient_quota``; nothing is counted then.
         """
+        self.check_revoked(principal)
         name = principal.name
-        if name in self.revoked:
-            raise GatewayError(
-                "invalid_api_key", "This API key was revoked.",
-                headers={"www-authenticate": "Bearer"},
-            )  # fmt: skip
         if not principal.limited:
             return
         minute, day = minute_of(now), day_of(now)
@@ -68,7 +74,7 @@ class Allowances:
             _check(used.tokens, principal.tokens_per_minute, "tokens", now)
         budget = principal.usd_per_day
         if budget is not None and self.used(name, day).usd >= budget:
-            left = math.ceil(_DAY_S - now % _DAY_S)
+            left = seconds_left_in_day(now)
             raise GatewayError(
                 "insufficient_quota",
                 f"This key's budget of {budget:g} USD for today is used up; the day ends in "
@@ -76,6 +82,18 @@ class Allowances:
                 headers={"retry-after": str(left), "x-should-retry": "false"},
             )
         self._add(name, minute, Use(requests=1))
+
+    def check_revoked(self, principal: Principal) -> None:
+        """Keep out whose keys are revoked.
+
+        Raises:
+            GatewayError: ``invalid_api_key``.
+        """
+        if principal.name in self.revoked:
+            raise GatewayError(
+                "invalid_api_key", "This API key was revoked.",
+                headers={"www-authenticate": "Bearer"},
+            )  # fmt: skip
 
     def spent(self, name: str, tokens: int, usd: float, now: float) -> None:
         """Book what an upstream call on a principal's behalf cost."""

@@ -20,6 +20,7 @@ from gateway.api.request import Api
 from gateway.auth import Principal
 from gateway.clock import within
 from gateway.errors import GatewayError
+from gateway.feedback import PATH as FEEDBACK
 from gateway.ids import new_id
 from gateway.incoming import Incoming
 from gateway.keepalive import kept_alive
@@ -76,6 +77,11 @@ def _rest(service: Service) -> FastAPI:
     app.add_exception_handler(GatewayError, _gateway_error)
     app.add_exception_handler(Exception, _unexpected)
 
+    @app.post(FEEDBACK)
+    async def feedback(request: Request) -> Response:
+        incoming = Incoming.of(request.scope, request.receive)
+        return _json(200, await service.take_feedback(incoming))
+
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         return _json(200, service.models(request.headers.get("authorization")))
@@ -127,6 +133,10 @@ def _add_admin(app: FastAPI, service: Service) -> None:
     @app.get("/admin/tasks/{name}/events")
     async def events(request: Request, name: str) -> Response:
         return _json(200, await service.admin.events(request.headers.get("authorization"), name))
+
+    @app.get("/admin/exchanges/{name}")
+    async def exchange(request: Request, name: str) -> Response:
+        return _json(200, await service.admin.exchange(request.headers.get("authorization"), name))
 
     @app.post("/admin/tasks/{name}/gate")
     async def gate(request: Request, name: str) -> Response:

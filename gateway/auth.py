@@ -22,6 +22,8 @@ class Principal:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     usd_per_day: float | None = None
+    may_correct: bool = False
+    feedback_per_day: int = 1000
 
     @property
     def limited(self) -> bool:
@@ -34,7 +36,7 @@ class Principal:
         return "*" in self.tasks or task in self.tasks
 
 
-ANONYMOUS = Principal("anonymous", frozenset({"*"}), True)
+ANONYMOUS = Principal("anonymous", frozenset({"*"}), True, may_correct=True)
 """Whoever asks a gateway without keys; only a loopback address may be bound then."""
 
 
@@ -102,6 +104,8 @@ def _principal(key: Key) -> Principal:
         key.requests_per_minute,
         key.tokens_per_minute,
         key.usd_per_day,
+        key.may_correct,
+        key.feedback_per_day,
     )
 
 

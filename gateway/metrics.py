@@ -181,6 +181,14 @@ class Metrics:
             "(without bodies); late (stored after the answer went out marked); lost.", ["state"],
             registry=registry,
         )  # fmt: skip
+        self.feedback = Labelled(Counter(
+            "understudy_feedback", "Feedback taken in: kind up, down or correction.",
+            ["task", "kind", "state"], registry=registry,
+        ))  # fmt: skip
+        self.retired = Labelled(Counter(
+            "understudy_retention_deleted", "Exchanges deleted by `retention_days`.",
+            ["task"], registry=registry,
+        ))  # fmt: skip
         self.late = Gauge(
             "understudy_capture_late_records", "Exchanges in memory that could not be stored yet.",
             multiprocess_mode="livesum", registry=registry,

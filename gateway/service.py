@@ -28,6 +28,7 @@ from gateway.config_file import store_path
 from gateway.draws import DrawWorker
 from gateway.equivalence import Equivalence
 from gateway.errors import ConfigError, GatewayError
+from gateway.feedback import FeedbackDesk
 from gateway.flow import Flow
 from gateway.health import HealthChecker
 from gateway.histories import Histories
@@ -39,6 +40,7 @@ from gateway.metrics import Metrics
 from gateway.offload import Offload
 from gateway.passthrough import Passthrough
 from gateway.prober import Prober
+from gateway.readings import Readings
 from gateway.refine import Refiner
 from gateway.reload import kept, take_over
 from gateway.replays import Replays
@@ -46,9 +48,12 @@ from gateway.settings import Config
 from gateway.sharing import Sharer
 from gateway.store.access import AccessStore
 from gateway.store.audits import AuditStore
+from gateway.store.feedback import FeedbackStore
+from gateway.store.keeping import Keeping
 from gateway.store.opening import set_aside
 from gateway.store.sqlite import SqliteStore
 from gateway.student_side import StudentSide
+from gateway.sweeping import Sweeper
 from gateway.tasks import DEFAULT_TASK, TaskRuntime, Tasks
 from gateway.teacher_side import TeacherSide
 from gateway.turn import Reply, Route, Turn
@@ -76,6 +81,8 @@ class Service:
     auditor: Auditor
     admin: Admin
     histories: Histories
+    feedback: FeedbackDesk
+    readings: Readings
 
     def __init__(
         self,
@@ -148,9 +155,16 @@ class Service:
         access = AccessStore.open(self._writer.path)
         stack.callback(access.close)
         sharer = Sharer(self.allowances, access, self.metrics, offload)
+        keeping = Keeping.open(self._writer.path)
+        stack.callback(keeping.close)
+        sweeper = Sweeper(self.tasks, keeping, self.metrics, offload)
+        said = FeedbackStore.open(self._writer.path)
+        stack.callback(said.close)
+        self.feedback = FeedbackDesk(self.tasks, said, self.metrics, offload)
+        self.readings = Readings(reader, keeping, offload)
         await sharer.share()  # what was spent before a restart counts from the first request on
         for worker in (
-            *((draws, prober) if self._first else ()),
+            *((draws, prober, sweeper) if self._first else ()),
             self.auditor,
             health,
             sharer,
@@ -164,7 +178,7 @@ class Service:
     def _make_admin(self) -> None:
         if self.config.admin is not None:
             key = AdminKey(self._secrets[self.config.admin.key_env])
-            self.admin = Admin(self.tasks, self.auditor, key)
+            self.admin = Admin(self.tasks, self.auditor, key, self.readings)
 
     async def reload(self) -> list[str]:
         """Read the configuration again and take it over, all of it or, where anything is wrong,
@@ -270,6 +284,16 @@ class Service:
         if task.settings.capture == "strict" and self.flow.books.capture.refusing:
             raise not_stored(task.name)
         return Turn(new_id(), time.time(), started, principal, task, asked, wishes)
+
+    async def take_feedback(self, incoming: Incoming) -> dict[str, Any]:
+        """``POST /v1/feedback``: no request in the sense of a key's limits, but of a known key.
+
+        Raises:
+            GatewayError: the key is not known or revoked, or see ``FeedbackDesk.take``.
+        """
+        principal = self._admit(incoming)
+        self.allowances.check_revoked(principal)
+        return await self.feedback.take(await incoming.body(self.config.limits), principal)
 
     def models(self, authorization: str | None) -> dict[str, Any]:
         """``GET /v1/models``: what a key may ask for."""

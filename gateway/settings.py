@@ -15,6 +15,7 @@ from jsonpath.exceptions import JSONPathError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.store.feedback import OPERATOR
 from router.comparator import parse as parse_comparator
 from router.errors import FitError
 from router.redact import DEFAULT, KINDS, Pattern, Redaction, Redactor
@@ -26,7 +27,14 @@ TaskName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 OWN_PATHS = frozenset(
     f"/v1/{name}"
-    for name in ("chat/completions", "completions", "responses", "embeddings", "models")
+    for name in (
+        "chat/completions",
+        "completions",
+        "responses",
+        "embeddings",
+        "models",
+        "feedback",
+    )
 )
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -135,6 +143,14 @@ class Key(Section):
     tasks: list[str] = Field(["*"], description="Tasks it may use; `*` is all of them.")
     may_override: bool = Field(
         False, description="May choose who answers (header or `task:teacher` / `task:student`)."
+    )
+    may_correct: bool = Field(
+        False,
+        description="Corrections sent as feedback become labels at once; those of other keys are "
+        "suggestions that wait for `understudy review`.",
+    )
+    feedback_per_day: int = Field(
+        1000, ge=0, description="Requests that it may give feedback on in a day (UTC)."
     )
     max_in_flight: int | None = Field(
         None, ge=1, description="Requests at once; more get 429 `too_many_requests`."
@@ -462,6 +478,8 @@ class Config(BaseSettings):
         principals = [key.name for key in self.keys]
         for name in sorted({n for n in principals if principals.count(n) > 1}):
             raise ValueError(f"key {name!r} is defined twice")
+        if OPERATOR in principals:
+            raise ValueError(f"key {OPERATOR!r}: the name is that of `understudy review`")
         digests = [digest for key in self.keys for digest in key.sha256]
         if len(set(digests)) != len(digests):
             raise ValueError("keys: a sha256 occurs twice; each principal needs its own")

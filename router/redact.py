@@ -105,7 +105,7 @@ class Redactor:
         self._by_name = {name: _compiled(pattern) for name, pattern in named.items()}
         hints = [_HINTS.get(name, ("",)) for name in named] + [tuple(secrets)]
         self._hints = tuple(dict.fromkeys(hint for kind in hints for hint in kind))
-        self._clean = {""}
+        self._harmless = {""}
         self._raw_hints = (b"\\u", *(hint.encode() for hint in self._hints))
         self.rules = tuple(rules)
         self._pattern = _compiled("|".join(parts)) if parts else None
@@ -118,15 +118,15 @@ class Redactor:
 
     def text(self, text: str, names: Names) -> str:
         """A text with surrogates."""
-        if self._pattern is None or text in self._clean:
+        if self._pattern is None or text in self._harmless:
             return text
         if text.isascii():  # other digits than 0 to 9 are digits too
             for hint in self._hints:
                 if hint in text:
                     break
             else:
-                if len(text) <= _SHORT and len(self._clean) < _REMEMBERED:
-                    self._clean.add(text)
+                if len(text) <= _SHORT and len(self._harmless) < _REMEMBERED:
+                    self._harmless.add(text)
                 return text
 
         def replaced(match: re.Match[str]) -> str:
