@@ -1,27 +1,41 @@
-"""``understudy captures``: read what was captured, beside a running gateway."""
+"""``understudy captures``: read what was captured, beside a running gateway, and use it."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import getpass
 import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from gateway.api.request import Api
-from gateway.config_file import load_config, store_path
+from gateway.config_file import find_task, load_config, store_path
 from gateway.errors import ConfigError, StoreError
-from gateway.store.records import Exchange, Filter, Status
+from gateway.exporting import Format, export_lines, export_parquet, lines
+from gateway.forgetting import forget_user
+from gateway.importing import import_log
+from gateway.settings import Config
+from gateway.showing import line_of, summary_of, table_of
+from gateway.statistics import statistics
+from gateway.store.feedback import FeedbackStore
+from gateway.store.keeping import Export, Keeping, Reading
+from gateway.store.records import Filter, Status
 from gateway.store.sqlite import SqliteStore
-from gateway.streams.whole import answer_text, is_whole, request_of
 from gateway.verdict import Reason, ServedBy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="What was captured.")
@@ -31,7 +45,13 @@ TaskName = Annotated[str | None, typer.Option("--task", help="Only this task.")]
 Server = Annotated[ServedBy | None, typer.Option(help="Only answers of this side.")]
 Why = Annotated[Reason | None, typer.Option(help="Only this reason.")]
 Since = Annotated[str | None, typer.Option(help="Only the last 30m, 24h or 7d.")]
+Until = Annotated[str | None, typer.Option(help="Only what is older than 30m, 24h or 7d.")]
+Who = Annotated[str | None, typer.Option("--principal", help="Only this key's.")]
+Ended = Annotated[Status | None, typer.Option(help="Only those that ended so.")]
+Text = Annotated[str | None, typer.Option("--grep", help="Only with this text in them.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON Lines.")]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_POLL_S = 0.5
 
 
 @app.command("list")
@@ -40,175 +60,214 @@ def list_command(
     task: TaskName = None,
     served_by: Server = None,
     reason: Why = None,
+    status: Ended = None,
+    principal: Who = None,
     since: Since = None,
+    until: Until = None,
+    text: Text = None,
     fallbacks: Annotated[bool, typer.Option(help="Only training data.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Newest so many.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON Lines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """List exchanges, newest first."""
     which = Filter(
-        task, None, _value(served_by), _value(reason), None, since_time(since), fallbacks,
-        limit=limit, newest_first=True,
+        task, principal, served_by, reason, status, since_time(since), fallbacks, limit=limit,
+        newest_first=True, until=since_time(until), text=text,
     )  # fmt: skip
-    with _store(config) as store:
+    with _recorded(config, "list", which) as store:
         rows = list(store.read(which))
     if as_json:
         for row in rows:
-            typer.echo(json.dumps(_summary(row)))
+            typer.echo(json.dumps(summary_of(row)))
     else:
         console = Console()
         console.width = max(console.width, 160) if not console.is_terminal else console.width
-        console.print(_table(rows))
+        console.print(table_of(rows))
 
 
 @app.command()
 def show(config: ConfigFile, exchange_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Show one exchange in full, as JSON. ID may be the beginning of an id, or the answer's id."""
     wanted = exchange_id.removeprefix("chatcmpl-")
-    with _store(config) as store:
-        found = list(store.read(Filter(ids=(wanted,)))) or [
-            e for e in store.read(Filter()) if e.id.startswith(wanted)
-        ]
+    with _recorded(config, "show", Filter(ids=(wanted,))) as store:
+        found = store.starting_with(wanted)
+        said = _feedback(store, found[0].id) if len(found) == 1 else []
     if len(found) != 1:
         _fail(f"{len(found)} exchanges have an id that starts with {wanted!r}")
-    typer.echo(json.dumps(dataclasses.asdict(found[0]), indent=2, default=str))
+    whole = {**dataclasses.asdict(found[0]), "feedback": said}
+    typer.echo(json.dumps(whole, indent=2, default=str))
+
+
+@app.command()
+def tail(
+    config: ConfigFile,
+    task: TaskName = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="End after so many; else with Ctrl-C.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Follow exchanges as they are committed."""
+    with _recorded(config, "tail", Filter(task=task)) as store:
+        seen, place = 0, store.last_row()
+        with contextlib.suppress(KeyboardInterrupt):
+            while count is None or seen < count:
+                rows, place = store.rows_after(place, task)
+                for row in rows[: None if count is None else count - seen]:
+                    typer.echo(json.dumps(summary_of(row)) if as_json else line_of(row))
+                    seen += 1
+                if not rows:
+                    time.sleep(_POLL_S)
+
+
+@app.command()
+def stats(
+    config: ConfigFile,
+    task: TaskName = None,
+    since: Since = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Count exchanges, draws, feedback, tokens and money, by task."""
+    with _store(config) as store:
+        found = statistics(store, task, since_time(since))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    console = Console()
+    for name, numbers in found.items():
+        table = Table("", "requests", "share", title=name, box=None, title_justify="left")
+        for row in numbers["by_reason"]:
+            share = f"{row['requests'] / max(numbers['requests'], 1):.1%}"
+            table.add_row(f"{row['served_by']}, {row['reason']}", str(row["requests"]), share)
+        console.print(table)
+        rest = {k: v for k, v in numbers.items() if k != "by_reason"}
+        console.print("  ".join(f"{name} {value:g}" for name, value in rest.items()))
 
 
 @app.command()
 def export(
     config: ConfigFile,
-    out: Annotated[Path, typer.Option(help="JSON Lines file; - is standard output.")] = Path("-"),
+    out: Annotated[Path, typer.Option(help="File to write; - is standard output.")] = Path("-"),
+    form: Annotated[
+        Format,
+        typer.Option("--format", help="rows (for `router fit`), openai (fine-tuning) or parquet."),
+    ] = Format.ROWS,
     task: TaskName = None,
     served_by: Server = None,
     reason: Why = None,
+    principal: Who = None,
     since: Since = None,
+    until: Until = None,
     fallbacks: Annotated[bool, typer.Option(help="Only training data.")] = False,
     drawn: Annotated[bool, typer.Option(help="Only draws, with both answers.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on where a cut export stopped.")] = False,
 ) -> None:
-    """Export whole, untruncated answers as rows that `router fit` and `student train` read."""
+    """Export whole answers, with accepted corrections in their place, from one snapshot. Parquet
+    holds every exchange, whole or not."""
+    status = None if form is Format.PARQUET else Status.COMPLETE
     which = Filter(
-        task, None, _value(served_by), _value(reason), Status.COMPLETE, since_time(since),
-        fallbacks, drawn,
+        task, principal, served_by, reason, status, since_time(since), fallbacks, drawn,
+        until=since_time(until),
     )  # fmt: skip
-    with _store(config) as store:
-        rows = (row for exchange in store.read(which) if (row := _row(exchange)) is not None)
-        count = _write(out, rows)
+    with _recorded(config, "export", which) as store:
+        count = _exported(store, which, form, out, resume)
+    if str(out) != "-":
+        _remember(config, Export(out.resolve(), form.value, time.time(), count))
     typer.echo(f"{count} rows", err=True)
 
 
-def _row(exchange: Exchange) -> dict[str, Any] | None:
-    """One training row; None where no side gave a whole answer."""
-    answers = _answers(exchange)
-    completed_by = "teacher" if "teacher" in answers else exchange.served_by
-    if completed_by not in answers:
-        return None
-    row: dict[str, Any] = {
-        "id": exchange.id,
-        "messages": messages_of(exchange),
-        "completion": answer_text(answers[completed_by]),
-        "completed_by": completed_by,
-        "served_by": exchange.served_by,
-        "reason": exchange.reason,
-    }
-    if exchange.draw is not None and exchange.draw_p:
-        row["weight"] = 1.0 / exchange.draw_p
-    if "student" in answers:
-        row["student"] = student_json_of(answers["student"], exchange)
-    return row
-
-
-def _answers(exchange: Exchange) -> dict[str, Any]:
-    """Whole answers by side; a cut one is no training data."""
-    draw = exchange.draw
-    both = {exchange.served_by: exchange.answer}
-    if draw is not None:
-        both[draw.wants] = draw.answer
-    return {side: answer for side, answer in both.items() if answer and is_whole(answer)}
-
-
-def prefix_tokens(prefix: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored prefix's tokens as rows hold them."""
-    return {
-        "tokens": [{"token": token, "logprob": logprob} for token, logprob, _ in prefix["tokens"]],
-        "top_logprobs": [top for _, _, top in prefix["tokens"]],
-    }
-
-
-def student_json_of(answer: Any, exchange: Exchange) -> dict[str, Any]:
-    """A student's answer as rows hold it. The gated prefix of an answer that the student served
-    has all its alternatives; the answer itself only those that the client asked for."""
-    choice = (answer.get("choices") or [{}])[0]
-    content = (choice.get("logprobs") or {}).get("content") or []
-    prefix = exchange.prefix if exchange.served_by == "student" else None
-    row: dict[str, Any] = {
-        "text": answer_text(answer),
-        "finish_reason": choice.get("finish_reason") or "stop",
-    }
-    if prefix is not None and prefix["finished"]:
-        row |= prefix_tokens(prefix)
-    elif content:
-        row["tokens"] = [{"token": t["token"], "logprob": t["logprob"]} for t in content]
-        row["top_logprobs"] = [[a["logprob"] for a in t["top_logprobs"]] for t in content]
-    return row
-
-
-def _write(out: Path, rows: Iterator[dict[str, Any]]) -> int:
-    count = 0
-    handle = sys.stdout if str(out) == "-" else out.open("w", encoding="utf-8")
+@app.command("import")
+def import_command(
+    config: ConfigFile,
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON Lines; .gz is unpacked.", exists=True)
+    ],
+    task: Annotated[str, typer.Option(help="The task that they are of.")],
+) -> None:
+    """Take in logs of before: OpenAI stored completions, LiteLLM spend logs, chats as JSON Lines.
+    Each line is stored once, however often it is read; redaction applies."""
     try:
-        for row in rows:
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        settings = load_config(config)
+        wanted = find_task(settings, task)
+        store = SqliteStore.open(store_path(settings))
+        with contextlib.closing(store), _bar(source.stat().st_size, in_bytes=True) as step:
+            outcome = import_log(store, wanted, source, time.time(), step)
+    except (ConfigError, StoreError, OSError) as error:
+        _fail(str(error))
+    for problem in outcome.problems:
+        typer.echo(f"left out: {problem}", err=True)
+    left = outcome.skipped - len(outcome.problems)
+    if left:
+        typer.echo(f"left out: {left} more", err=True)
+    typer.echo(f"{outcome.read} lines, {outcome.stored} new exchanges, {outcome.skipped} left out")
+    if outcome.read and outcome.skipped == outcome.read:
+        raise typer.Exit(1)
+
+
+@app.command()
+def forget(
+    config: ConfigFile,
+    user: Annotated[str, typer.Option(help="The end user's id, as `user` named it.")],
+    vacuum: Annotated[
+        bool, typer.Option(help="Rewrite the store, so that no page keeps a trace; writers wait.")
+    ] = True,
+) -> None:
+    """Delete an end user's exchanges: from the store and its log, from exported files, and from
+    the routing artefacts' prompts and indexes; training sets forget them from now on."""
+    try:
+        settings = load_config(config)
+        told = forget_user(settings, user, getpass.getuser(), time.time(), vacuum)
+    except (ConfigError, StoreError) as error:
+        _fail(str(error))
+    for line in told:
+        typer.echo(line)
+
+
+@app.command()
+def reads(
+    config: ConfigFile,
+    limit: Annotated[int, typer.Option(min=1, help="Latest so many.")] = 50,
+) -> None:
+    """Show who looked at what was captured, latest first, as JSON Lines."""
+    with _keeping(config) as keeping:
+        for reading in keeping.readings(limit):
+            typer.echo(json.dumps(dataclasses.asdict(reading)))
+
+
+def _exported(store: SqliteStore, which: Filter, form: Format, out: Path, resume: bool) -> int:
+    if str(out) == "-":
+        if form is Format.PARQUET:
+            _fail("--format parquet needs --out FILE")
+        count = 0
+        for line in lines(store, which, form):
+            sys.stdout.buffer.write(line)
             count += 1
-    finally:
-        if handle is not sys.stdout:
-            handle.close()
-    return count
+        sys.stdout.buffer.flush()
+        return count
+    with _bar(store.count(which)) as step:
+        if form is Format.PARQUET:
+            return export_parquet(store, which, out, step)
+        return export_lines(store, which, form, out, resume, step)
 
 
-def _summary(row: Exchange) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "created_at": row.created_at,
-        "task": row.task,
-        "principal": row.principal,
-        "status": row.status,
-        "served_by": row.served_by,
-        "reason": row.reason,
-        "score": row.score,
-        "ood_score": row.ood_score,
-        "drawn": row.draw is not None,
-        "prompt": _prompt(row),
-        "answer": answer_text(row.answer or {}),
-    }
+@contextlib.contextmanager
+def _bar(total: int, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal's standard error; nothing elsewhere."""
+    counted = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    console = Console(stderr=True)
+    columns = BarColumn(), counted, TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda step: progress.advance(task, step)
 
 
-def _table(rows: list[Exchange]) -> Table:
-    table = Table(box=None)
-    for name in ("id", "time", "task", "served by", "reason", "score", "prompt", "answer"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        when = time.strftime("%H:%M:%S", time.localtime(row.created_at))
-        score = "" if row.score is None else f"{row.score:.3f}"
-        table.add_row(
-            row.id[:16], when, row.task, row.served_by, row.reason, score, _prompt(row)[:40],
-            answer_text(row.answer or {})[:24],
-        )  # fmt: skip
-    return table
+def _remember(config: Path, export_: Export) -> None:
+    with _keeping(config) as keeping:
+        keeping.add_export(export_)
 
 
-def _prompt(row: Exchange) -> str:
-    messages = messages_of(row) or [{}]
-    content = messages[-1].get("content")
-    return content if isinstance(content, str) else json.dumps(content)
-
-
-def messages_of(exchange: Exchange) -> list[dict[str, Any]]:
-    """What was asked, as chat messages: those of the request, or of its text."""
-    if exchange.api is Api.CHAT:
-        messages: list[dict[str, Any]] = exchange.request["messages"]
-        return messages
-    request = request_of(exchange.api, exchange.request)
-    return [{"role": m.role, "content": m.content} for m in request.messages]
+def _feedback(store: SqliteStore, exchange_id: str) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(f) for f in FeedbackStore(store).of(exchange_id)]
 
 
 def since_time(text: str | None) -> float | None:
@@ -217,24 +276,42 @@ def since_time(text: str | None) -> float | None:
         return None
     match = re.fullmatch(r"(\d{1,9})([smhd])", text)
     if match is None:
-        _fail(f"--since {text!r}: write a number and s, m, h or d, such as 24h")
+        _fail(f"{text!r} is no span of time: write a number and s, m, h or d, such as 24h")
     return time.time() - int(match[1]) * _UNITS[match[2]]
 
 
-def _value(item: ServedBy | Reason | None) -> str | None:
-    return None if item is None else item.value
+@contextlib.contextmanager
+def _recorded(config: Path, what: str, which: Filter) -> Iterator[SqliteStore]:
+    """The store, once it is recorded who reads what of it. A store that cannot be written can
+    still be read: that it was is said on standard error then."""
+    asked = {k: v for k, v in dataclasses.asdict(which).items() if v not in (None, False, ())}
+    reading = Reading(time.time(), f"cli {getpass.getuser()}", what, asked)
+    with _store(config) as store:
+        try:
+            with contextlib.closing(Keeping.open(store.path)) as keeping:
+                keeping.add_reading(reading)
+        except StoreError as error:
+            typer.echo(f"warning: this reading is not recorded: {error}", err=True)
+        yield store
 
 
-@contextmanager
-def _store(config: Path) -> Iterator[SqliteStore]:
+@contextlib.contextmanager
+def _keeping(config: Path) -> Iterator[Keeping]:
     try:
-        store = SqliteStore.read_only(store_path(load_config(config)))
+        with contextlib.closing(Keeping.open(store_path(load_config(config)))) as keeping:
+            yield keeping
     except (ConfigError, StoreError) as error:
         _fail(str(error))
+
+
+@contextlib.contextmanager
+def _store(config: Path) -> Iterator[SqliteStore]:
     try:
-        yield store
-    finally:
-        store.close()
+        settings: Config = load_config(config)
+        with contextlib.closing(SqliteStore.read_only(store_path(settings))) as store:
+            yield store
+    except (ConfigError, StoreError, OSError) as error:
+        _fail(str(error))
 
 
 def _fail(message: str) -> NoReturn:

@@ -14,7 +14,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "replay": ("gateway.commands", "Try another budget, threshold or artefact on logged draws."),
     "gate": ("gateway.gates", "Show, open and close the gates of tasks."),
     "keys": ("gateway.keys", "Make a client key and its digest; revoke and restore keys."),
-    "captures": ("gateway.captures", "List, show and export what was captured."),
+    "captures": ("gateway.captures", "List, show, export, import and forget what was captured."),
+    "review": ("gateway.reviewing", "Decide on the answers whose label would help most."),
     "router": ("distill.router_commands", "Fit and evaluate the judge."),
     "student": ("distill.student_commands", "Train a student."),
 }

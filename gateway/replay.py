@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gateway.captures import prefix_tokens, student_json_of
 from gateway.settings import Task
 from gateway.store.records import DrawState, Exchange
 from gateway.streams.whole import answer_text, request_of
+from gateway.training_rows import prefix_tokens, student_json_of
 from router.binomial import upper_bound
 from router.certify import Budget, Calibration, Certificate, certify, risk_p_value, threshold_grid
 from router.comparator import comparator
@@ -30,7 +30,9 @@ from router.rows import StudentAnswer, student_from_json, usable
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-OUTSIDE = frozenset({"override", "no_student", "teacher_down", "unsupported_feature", "deadline"})
+OUTSIDE = frozenset(
+    {"override", "no_student", "teacher_down", "unsupported_feature", "deadline", "imported"}
+)
 """Reasons of exchanges that no judge decided: in no coverage and no risk."""
 CURVE_POINTS = 60
 

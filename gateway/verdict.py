@@ -30,6 +30,7 @@ class Reason(StrEnum):
     DEADLINE = "deadline"
     HEDGE_WON = "hedge_won"
     OVERRIDE = "override"
+    IMPORTED = "imported"
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ before the library parses it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -63,6 +64,12 @@ class PromptIndex:
         if index is None or len(index) != found["count_present"]:
             raise ValueError("index: cannot be restored")
         return cls(index)
+
+    def without(self, rows: Sequence[int]) -> Self:
+        """An index of all but these rows, built anew: a row that is only marked as removed would
+        still be in the bytes."""
+        keys = np.setdiff1d(np.arange(len(self._index)), rows)
+        return self.fitted(np.asarray(self._index.get(keys), dtype=np.float32))
 
     def state(self) -> npt.NDArray[np.uint8]:
         """The index as bytes."""

@@ -34,6 +34,7 @@ REASONS: Mapping[Reason, str] = {
     Reason.TEACHER_DOWN: "The student stood in for a dead teacher (`on_teacher_down: student`).",
     Reason.DEADLINE: "The request's deadline left no time for the student before the teacher.",
     Reason.HEDGE_WON: "The teacher, started alongside the student, answered first.",
+    Reason.IMPORTED: "Not asked of the gateway: read in by `understudy captures import`.",
     Reason.OVERRIDE: "The client chose the side, by header or by `task:teacher`, `task:student`.",
 }
 EVENTS: Mapping[EventKind, str] = {

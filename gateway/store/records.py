@@ -150,7 +150,8 @@ class PendingDraw:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which exchanges to read; None means any. Times are Unix seconds."""
+    """Which exchanges to read; None means any. Times are Unix seconds; ``text`` is looked for in
+    request and answer as they are stored; ``after`` is the (time, id) of the last one seen."""
 
     task: str | None = None
     principal: str | None = None
@@ -162,4 +163,7 @@ class Filter:
     drawn: bool = False
     limit: int | None = None
     newest_first: bool = False
+    until: float | None = None
+    text: str | None = None
+    after: tuple[float, str] | None = None
     ids: tuple[str, ...] = field(default=())

@@ -7,6 +7,7 @@ One connection per object. Writing happens in the capture thread only; readers o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -215,6 +216,39 @@ class SqliteStore:
         for row in self._db.execute(sql, values):
             yield self._exchange(row)
 
+    def starting_with(self, prefix: str) -> list[Exchange]:
+        """The exchange of that id; else those whose ids start so, three at most."""
+        exact = list(self.read(Filter(ids=(prefix,))))
+        if exact:
+            return exact
+        sql = "SELECT id FROM exchanges WHERE id >= ? AND id < ? LIMIT 3"
+        ids = tuple(row[0] for row in self._db.execute(sql, (prefix, prefix + "\x7f")))
+        return list(self.read(Filter(ids=ids))) if ids else []
+
+    def last_row(self) -> int:
+        """The place of the exchange that was committed last."""
+        return int(self._db.execute("SELECT coalesce(max(rowid), 0) FROM exchanges").fetchone()[0])
+
+    def rows_after(self, row: int, task: str | None) -> tuple[list[Exchange], int]:
+        """Some exchanges that were committed after that place, and the place behind them."""
+        sql = (
+            "SELECT rowid, id FROM exchanges WHERE rowid > ? AND (? IS NULL OR task = ?) "
+            "ORDER BY rowid LIMIT 100"
+        )
+        found = self._db.execute(sql, (row, task, task)).fetchall()
+        ids = tuple(id_ for _, id_ in found)
+        rows = list(self.read(Filter(ids=ids))) if ids else []
+        return rows, found[-1][0] if found else row
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read within is of one moment; writers go on meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
     def count(self, which: Filter) -> int:
         """How many exchanges match."""
         where, values = _where(which)
@@ -312,6 +346,16 @@ def _where(which: Filter) -> tuple[str, list[Any]]:
     if which.since is not None:
         parts.append("created_at >= ?")
         values.append(which.since)
+    if which.until is not None:
+        parts.append("created_at < ?")
+        values.append(which.until)
+    if which.after is not None:
+        parts.append("(created_at, id) > (?, ?)")
+        values += which.after
+    if which.text is not None:
+        parts.append("(instr(request, ?) OR instr(answer, ?))")
+        # As it stands in stored JSON, without the quotes around it.
+        values += [orjson.dumps(which.text)[1:-1]] * 2
     if which.fallbacks:
         parts.append(
             "served_by = 'teacher' AND status = 'complete' "

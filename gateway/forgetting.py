@@ -1,0 +1,103 @@
+"""Forget an end user: in the store, in what was exported from it, in the routing artefacts.
+
+Weights that were trained meanwhile are not claimed clean: they are trained again without these
+exchanges from the next night on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway.api.request import Api
+from gateway.config_file import store_path
+from gateway.errors import GatewayError, StoreError
+from gateway.exporting import Gone, chat_key, forget_in_file
+from gateway.scrub import end_user_digest
+from gateway.settings import Config
+from gateway.store.keeping import Asked, Keeping
+from gateway.streams.whole import request_of
+from router.errors import RouterError
+from router.forget import forget_prompts
+from router.template import variable_text
+
+
+def forget_user(config: Config, user: str, by: str, now: float, vacuum: bool) -> list[str]:
+    """Do it; what was done, and what remains for somebody to do, one line each.
+
+    Raises:
+        StoreError: the store cannot be written; what is not deleted yet is still there.
+    """
+    digest = end_user_digest(user)
+    told: list[str] = []
+    with contextlib.closing(Keeping.open(store_path(config))) as keeping:
+        found = keeping.asked_by(digest)
+        told += _in_artefacts(config, found)
+        told += _in_exports(keeping, found)
+        keeping.forget(digest, found, by, now)
+        told.append(f"store: {len(found)} exchanges deleted")
+        if not keeping.scrub_files(vacuum):
+            told.append(
+                "todo: readers kept the write-ahead log from being emptied; run this again later"
+            )
+    told.append(
+        "weights: students trained before now may have seen these exchanges; the next training "
+        "leaves them out"
+    )
+    return told
+
+
+def _in_exports(keeping: Keeping, found: Sequence[Asked]) -> list[str]:
+    gone = Gone(
+        frozenset(asked.id for asked in found),
+        frozenset(key for asked in found for key in _chats(asked)),
+    )
+    told = []
+    for export in keeping.exports():
+        if not export.path.exists():
+            told.append(f"todo: {export.path} was exported and is not there any more; look for it")
+            keeping.drop_export(export.path)
+            continue
+        try:
+            count = forget_in_file(export.path, export.format, gone)
+            told.append(f"{export.path}: {count} rows taken out")
+        except StoreError as error:
+            told.append(f"todo: {error}")
+    return told
+
+
+def _chats(asked: Asked) -> list[bytes]:
+    if asked.api is Api.CHAT:
+        messages = asked.request.get("messages")
+        return [] if messages is None else [chat_key(messages)]
+    with contextlib.suppress(GatewayError):
+        request = request_of(asked.api, asked.request)
+        return [chat_key([{"role": m.role, "content": m.content} for m in request.messages])]
+    return []
+
+
+def _in_artefacts(config: Config, found: Sequence[Asked]) -> list[str]:
+    told = []
+    for task in config.tasks:
+        texts = {t for asked in found if asked.task == task.name for t in _texts(asked)}
+        if task.router is None or not texts:
+            continue
+        folder: Path = task.router.artefact
+        try:
+            prompts, points = forget_prompts(folder, texts)
+        except (RouterError, OSError) as error:
+            told.append(f"todo: {folder}: {error}")
+            continue
+        if prompts:
+            told.append(
+                f"{folder}: {prompts} prompts and {points} points of its indexes taken out; send "
+                "running gateways SIGHUP"
+            )
+    return told
+
+
+def _texts(asked: Asked) -> list[str]:
+    with contextlib.suppress(GatewayError):
+        return [variable_text(request_of(asked.api, asked.request).messages)]
+    return []
