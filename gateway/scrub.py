@@ -11,7 +11,7 @@ import jsonpath
 
 from gateway.settings import Task, redaction_rules
 from gateway.store.records import Exchange
-from router.redact import Names, Redactor
+from router.redact import LaterNames, Names, Redactor
 
 _TOKEN_LISTS = ("content", "refusal")
 
@@ -65,7 +65,7 @@ class Scrubber:
         """What a client says of an exchange later, its surrogates those of the stored request."""
         names = Names()
         self._request(request, names)
-        return self.redactor.value(value, names)
+        return self.redactor.value(value, LaterNames(names))
 
     def _request(self, request: Mapping[str, Any], names: Names) -> Mapping[str, Any]:
         """Messages first: their surrogates must be those that the judge sees."""

@@ -73,7 +73,7 @@ Redaction = str | Pattern
 """A built-in kind, or a pattern."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Names:
     """The surrogates of one exchange: kind and value to surrogate, in order of appearance."""
 
@@ -88,6 +88,27 @@ class Names:
             self.counts[kind] = number + 1
             found = self.known[kind, value] = _surrogate(kind, value, number, pattern)
         return found
+
+
+class LaterNames(Names):
+    """For what is said later of an exchange whose own values are not known any more.
+
+    Its surrogates stay what they are; the first unknown value of a kind is taken for the first that
+    the exchange had of it, and so on, which is right wherever there was one.
+    """
+
+    def __init__(self, of_exchange: Names) -> None:
+        super().__init__(dict(of_exchange.known), dict(of_exchange.counts))
+        self._left = {
+            kind: [value for (k, value) in of_exchange.known if k == kind]
+            for kind in of_exchange.counts
+        }
+
+    def surrogate(self, kind: str, value: str, pattern: re.Pattern[str] | None) -> str:
+        """What stands for a value."""
+        if (kind, value) not in self.known and self._left.get(kind):
+            self.known[kind, value] = self.known[kind, self._left[kind].pop(0)]
+        return super().surrogate(kind, value, pattern)
 
 
 class Redactor:
