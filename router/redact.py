@@ -30,7 +30,10 @@ KINDS: Mapping[str, tuple[str, str]] = {
         "E-mail addresses.",
     ),
     "iban": (r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b", "IBANs."),
-    "card": (r"\b(?:\d[ -]?){12,18}\d\b", "Numbers of 13 to 19 digits, as on payment cards."),
+    "card": (
+        r"(?<![\w.])(?:\d[ -]?){12,18}\d(?!\w|\.\d)",
+        "Numbers of 13 to 19 digits, as on payment cards.",
+    ),
     "ssn": (r"\b\d{3}-\d{2}-\d{4}\b", "US social security numbers."),
     "ip": (r"\b(?:\d{1,3}\.){3}\d{1,3}\b", "IPv4 addresses."),
     "phone": (

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from router.data import Data, redacted
 from router.errors import FitError
-from router.redact import KINDS, Names, Pattern, Redaction, Redactor, parse_rules, rules_json
+from router.redact import (
+    KINDS,
+    LaterNames,
+    Names,
+    Pattern,
+    Redaction,
+    Redactor,
+    parse_rules,
+    rules_json,
+)
 from router.rows import Row, StudentAnswer
 from router.template import Message
 
@@ -115,6 +124,17 @@ def test_ordinary_text_stays_as_it_is() -> None:
 def test_rules_that_cannot_be_meant_are_refused(rules: list[object], reason: str) -> None:
     with pytest.raises(FitError, match=reason):
         parse_rules(rules)
+
+
+def test_what_is_said_later_takes_the_exchange_s_surrogates() -> None:
+    redactor, names = Redactor(["email"]), Names()
+    stored = redactor.text("from ada@example.com to ben@example.com", names)
+    later = LaterNames(names)
+    # Unknown values stand for those of the exchange, in order; surrogates for themselves.
+    assert redactor.text("real@acme.org, new@acme.org", later) == "ada@example.com, ben@example.com"
+    assert redactor.text(stored, LaterNames(names)) == stored
+    third = redactor.text("a@x.org b@x.org c@x.org", LaterNames(names)).split()
+    assert third == ["ada@example.com", "ben@example.com", "cleo@example.com"]
 
 
 def test_rules_are_compared_by_what_they_say() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,6 @@ async def exported(r: Rig, folder: Path, *options: str) -> list[dict[str, Any]]:
     config.write_text(yaml.safe_dump(config_data(r.student.url, r.teacher.url, r.store)))
     done = await understudy("captures", "export", "--config", str(config), *options)
     assert done.returncode == 0, done.stderr
-    import json
-
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
