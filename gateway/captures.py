@@ -24,18 +24,19 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from gateway.config_file import find_task, load_config, store_path
+from gateway.config_file import environment, find_task, load_config, place_of
 from gateway.errors import ConfigError, StoreError
 from gateway.exporting import Format, export_lines, export_parquet, lines
 from gateway.forgetting import forget_user
 from gateway.importing import import_log
-from gateway.settings import Config
+from gateway.scrub import end_user_digest
 from gateway.showing import line_of, summary_of, table_of
 from gateway.statistics import statistics
 from gateway.store.feedback import FeedbackStore
 from gateway.store.keeping import Export, Keeping, Reading
+from gateway.store.place import Place
 from gateway.store.records import Filter, Status
-from gateway.store.sqlite import SqliteStore
+from gateway.store.repository import Repository
 from gateway.verdict import Reason, ServedBy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="What was captured.")
@@ -189,7 +190,7 @@ def import_command(
     try:
         settings = load_config(config)
         wanted = find_task(settings, task)
-        store = SqliteStore.open(store_path(settings))
+        store = place_of(settings, environment()).repository()
         with contextlib.closing(store), _bar(source.stat().st_size, in_bytes=True) as step:
             outcome = import_log(store, wanted, source, time.time(), step)
     except (ConfigError, StoreError, OSError) as error:
@@ -216,7 +217,8 @@ def forget(
     the routing artefacts' prompts and indexes; training sets forget them from now on."""
     try:
         settings = load_config(config)
-        told = forget_user(settings, user, getpass.getuser(), time.time(), vacuum)
+        place = place_of(settings, environment())
+        told = forget_user(settings, place, end_user_digest(user), getpass.getuser(), vacuum)
     except (ConfigError, StoreError) as error:
         _fail(str(error))
     for line in told:
@@ -234,7 +236,7 @@ def reads(
             typer.echo(json.dumps(dataclasses.asdict(reading)))
 
 
-def _exported(store: SqliteStore, which: Filter, form: Format, out: Path, resume: bool) -> int:
+def _exported(store: Repository, which: Filter, form: Format, out: Path, resume: bool) -> int:
     if str(out) == "-":
         if form is Format.PARQUET:
             _fail("--format parquet needs --out FILE")
@@ -266,7 +268,7 @@ def _remember(config: Path, export_: Export) -> None:
         keeping.add_export(export_)
 
 
-def _feedback(store: SqliteStore, exchange_id: str) -> list[dict[str, Any]]:
+def _feedback(store: Repository, exchange_id: str) -> list[dict[str, Any]]:
     return [dataclasses.asdict(f) for f in FeedbackStore(store).of(exchange_id)]
 
 
@@ -281,34 +283,37 @@ def since_time(text: str | None) -> float | None:
 
 
 @contextlib.contextmanager
-def _recorded(config: Path, what: str, which: Filter) -> Iterator[SqliteStore]:
+def _recorded(config: Path, what: str, which: Filter) -> Iterator[Repository]:
     """The store, once it is recorded who reads what of it. A store that cannot be written can
     still be read: that it was is said on standard error then."""
     asked = {k: v for k, v in dataclasses.asdict(which).items() if v not in (None, False, ())}
     reading = Reading(time.time(), f"cli {getpass.getuser()}", what, asked)
     with _store(config) as store:
         try:
-            with contextlib.closing(Keeping.open(store.path)) as keeping:
+            with contextlib.closing(_place(config).keeping()) as keeping:
                 keeping.add_reading(reading)
         except StoreError as error:
             typer.echo(f"warning: this reading is not recorded: {error}", err=True)
         yield store
 
 
+def _place(config: Path) -> Place:
+    return place_of(load_config(config), environment())
+
+
 @contextlib.contextmanager
 def _keeping(config: Path) -> Iterator[Keeping]:
     try:
-        with contextlib.closing(Keeping.open(store_path(load_config(config)))) as keeping:
+        with contextlib.closing(_place(config).keeping()) as keeping:
             yield keeping
     except (ConfigError, StoreError) as error:
         _fail(str(error))
 
 
 @contextlib.contextmanager
-def _store(config: Path) -> Iterator[SqliteStore]:
+def _store(config: Path) -> Iterator[Repository]:
     try:
-        settings: Config = load_config(config)
-        with contextlib.closing(SqliteStore.read_only(store_path(settings))) as store:
+        with contextlib.closing(_place(config).reader()) as store:
             yield store
     except (ConfigError, StoreError, OSError) as error:
         _fail(str(error))

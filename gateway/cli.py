@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "keys": ("gateway.keys", "Make a client key and its digest; revoke and restore keys."),
     "captures": ("gateway.captures", "List, show, export, import and forget what was captured."),
     "review": ("gateway.reviewing", "Decide on the answers whose label would help most."),
+    "db": ("gateway.database", "The Postgres schema and the outbox."),
     "router": ("distill.router_commands", "Fit and evaluate the judge."),
     "student": ("distill.student_commands", "Train a student."),
 }

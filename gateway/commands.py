@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -15,6 +16,7 @@ from gateway.config_file import (
     find_task,
     load_config,
     named_secrets,
+    place_of,
     read_secrets,
     store_path,
 )
@@ -44,6 +46,7 @@ def serve(
         secrets = read_secrets(settings, environment())
         if place is None:
             _put_damaged_aside(store_path(settings))
+            _bring_up_to_date(settings, secrets)
         if place is None and settings.listen.workers > 1:
             raise typer.Exit(supervise(config, settings.listen))
         from gateway.server import serve as run
@@ -131,7 +134,6 @@ def replay(
     from gateway.replay import Wish, cases, report
     from gateway.replay_report import plain, plot_svg
     from gateway.store.records import Filter, Status
-    from gateway.store.sqlite import SqliteStore
     from router.encoder import load_encoders
     from router.errors import RouterError
     from router.judge import Judge
@@ -144,7 +146,7 @@ def replay(
             raise ConfigError([f"task {settings.name!r} has no router; name an --artefact"])
         judge = Judge.load(folder, load_encoders(loaded.cache))
         which = Filter(task=settings.name, status=Status.COMPLETE.value, since=since_time(since))
-        with contextlib.closing(SqliteStore.read_only(store_path(loaded))) as store:
+        with contextlib.closing(place_of(loaded, environment()).reader()) as store:
             found = cases(store.read(which), judge, settings, slice_by)
     except (ConfigError, StoreError, RouterError) as error:
         _fail([f"{config}: {error}"])
@@ -165,6 +167,18 @@ def _put_damaged_aside(path: Path) -> None:
             f"To save what can be read: sqlite3 {aside} .recover",
             err=True,
         )
+
+
+def _bring_up_to_date(settings: Config, secrets: Mapping[str, str]) -> None:
+    """Postgres that is away must not keep the gateway from serving: it ships later."""
+    if settings.postgres is None or not settings.postgres.migrate:
+        return
+    from gateway.store.migrating import upgrade
+
+    try:
+        upgrade(secrets[settings.postgres.url_env])
+    except StoreError as error:
+        log("schema_not_upgraded", error=str(error))
 
 
 def _readable(result: dict[str, Any]) -> str:

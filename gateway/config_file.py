@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from gateway.errors import ConfigError
 from gateway.settings import Config, Task
+from gateway.store.place import Place
 
 
 def load_config(path: Path) -> Config:
@@ -60,6 +61,8 @@ def named_secrets(config: Config) -> Iterator[tuple[str, str]]:
             yield f"keys[{index}].key_env", key.key_env
     if config.admin is not None:
         yield "admin.key_env", config.admin.key_env
+    if config.postgres is not None:
+        yield "postgres.url_env", config.postgres.url_env
     for index, task in enumerate(config.tasks):
         if task.teacher.api_key_env:
             yield f"tasks[{index}].teacher.api_key_env", task.teacher.api_key_env
@@ -121,6 +124,21 @@ def find_task(config: Config, name: str | None, judged: bool = False) -> Task:
 def store_path(config: Config) -> Path:
     """The SQLite file that ``store`` names."""
     return Path(config.store.removeprefix("sqlite:///"))
+
+
+def place_of(config: Config, environ: Mapping[str, str]) -> Place:
+    """Where the exchanges are.
+
+    Raises:
+        ConfigError: the variable with the Postgres URL is not set.
+    """
+    if config.postgres is None:
+        return Place(store_path(config))
+    url = environ.get(config.postgres.url_env)
+    if not url:
+        variable = config.postgres.url_env
+        raise ConfigError([f"postgres.url_env: environment variable {variable} is not set"])
+    return Place(store_path(config), url)
 
 
 def _sentence(path: Path, error: Mapping[str, Any]) -> str:

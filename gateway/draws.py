@@ -16,12 +16,12 @@ from gateway.asking import ask_teacher
 from gateway.books import Books
 from gateway.equivalence import Equivalence
 from gateway.errors import GatewayError
+from gateway.halves import Halves
 from gateway.judging import Judge
 from gateway.logs import log
 from gateway.offload import Offload
 from gateway.question import Asked
 from gateway.store.records import Draw, DrawState, PendingDraw
-from gateway.store.sqlite import SqliteStore
 from gateway.streams.whole import answer_text, request_of
 from gateway.student import StudentAnswer, StudentFault, ask_student, student_body
 from gateway.tasks import TaskRuntime, Tasks
@@ -49,7 +49,7 @@ class DrawWorker:
     """Works off pending draws, a few at a time, whenever the process is up."""
 
     tasks: Tasks
-    reader: SqliteStore
+    halves: Halves
     session: aiohttp.ClientSession
     books: Books
     equivalence: Equivalence
@@ -60,7 +60,7 @@ class DrawWorker:
         """Until cancelled. A job that was cut by a kill is still pending at the next start."""
         while True:
             self.books.wake_draws.clear()
-            jobs = await self.offload.run(self.reader.pending_draws, BATCH)
+            jobs = await self.halves.claim(BATCH)
             async with asyncio.TaskGroup() as group:
                 slots = asyncio.Semaphore(PARALLEL)
                 for job in jobs:
@@ -78,7 +78,7 @@ class DrawWorker:
 
     async def _work(self, job: PendingDraw) -> None:
         draw = await self._second(job)
-        if not await self.books.capture.finish_draw(job.exchange_id, draw, time.time()):
+        if not await self.halves.finish(job.exchange_id, draw, time.time()):
             await self.sleep(IDLE_S)  # the disk is full: asking again would only cost money
         elif draw.state is DrawState.PENDING:
             await self.sleep(min(2.0**draw.tries, LONGEST_PAUSE_S))

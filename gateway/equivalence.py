@@ -16,9 +16,9 @@ import orjson
 
 from gateway.asking import ask_teacher
 from gateway.books import Books
+from gateway.halves import Halves
 from gateway.offload import Offload
 from gateway.question import Plain
-from gateway.store.sqlite import SqliteStore
 from gateway.streams.whole import answer_text
 from gateway.tasks import TaskRuntime
 from router.comparator import JUDGE, comparator, parse, text
@@ -37,7 +37,7 @@ class Equivalence:
     """Compares answers; what the teacher has to be asked for is booked as its spend."""
 
     session: aiohttp.ClientSession
-    reader: SqliteStore
+    halves: Halves
     books: Books
     offload: Offload
 
@@ -66,12 +66,12 @@ class Equivalence:
         )
         model = task.teacher.settings.model
         key = hashlib.sha256(f"{name}|{model}|{_INSTRUCTIONS}|".encode() + question).hexdigest()
-        known = await self.offload.run(self.reader.judgement, key)
+        known = await self.halves.judgement(key)
         if known is not None:
             return known
         word = await self._asked(task, question)
         if word is not None:
-            await self.books.capture.keep_judgement(key, task.name, word, time.time())
+            await self.halves.keep_judgement(key, task.name, word, time.time())
         return word
 
     async def _asked(self, task: TaskRuntime, pair: bytes) -> bool | None:

@@ -7,19 +7,17 @@ import contextlib
 import json
 import sqlite3
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gateway.api.chat import parse_chat
 from gateway.api.request import ApiRequest
-from gateway.config_file import find_task, store_path
+from gateway.config_file import environment, find_task, place_of
 from gateway.eligibility import unsupported
 from gateway.errors import ConfigError, StoreError
 from gateway.gate import Gate
 from gateway.judging import gate_closed
 from gateway.settings import Config, Task
 from gateway.store.audits import AuditStore
-from gateway.store.sqlite import SqliteStore
 from gateway.student import StudentFault, ask_student, student_body
 from gateway.upstream import Upstream, open_session
 from gateway.verdict import Reason, ServedBy
@@ -74,17 +72,17 @@ def _reason_before(case: _Case, system: str | None, config: Config) -> Reason | 
         return Reason.OOD
     risk = settings.risk
     closed = gate_closed(judge, risk.alpha, risk.delta, risk.comparator) or _shut(
-        store_path(config), settings.name, judge.version
+        config, settings.name, judge.version
     )
     return Reason.GATE_CLOSED if closed else None
 
 
-def _shut(store: Path, task: str, version: str) -> bool:
+def _shut(config: Config, task: str, version: str) -> bool:
     """Whether the audit or an operator has closed the gate, as far as a store is there to say."""
     try:
-        with contextlib.closing(SqliteStore.read_only(store)) as opened:
+        with contextlib.closing(place_of(config, environment()).reader()) as opened:
             gate = AuditStore(opened).gate(task, version)
-    except (StoreError, sqlite3.Error):  # none yet, or of an older schema
+    except (ConfigError, StoreError, sqlite3.Error):  # none yet, or of an older schema
         return False
     return gate is not None and gate.closed
 

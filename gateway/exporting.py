@@ -19,7 +19,7 @@ import orjson
 from gateway.errors import StoreError
 from gateway.store.feedback import corrections
 from gateway.store.records import Exchange, Filter
-from gateway.store.sqlite import SqliteStore
+from gateway.store.repository import Repository
 from gateway.training_rows import fine_tuning_row, messages_of, training_row
 
 SAVED_EVERY = 1000
@@ -49,7 +49,7 @@ class Mark:
 
 
 def export_lines(
-    store: SqliteStore,
+    store: Repository,
     which: Filter,
     form: Format,
     out: Path,
@@ -92,7 +92,7 @@ def export_lines(
     return rows
 
 
-def lines(store: SqliteStore, which: Filter, form: Format) -> Iterator[bytes]:
+def lines(store: Repository, which: Filter, form: Format) -> Iterator[bytes]:
     """The same, one line after another, for standard output."""
     make = fine_tuning_row if form is Format.OPENAI else training_row
     with store.snapshot():
@@ -102,9 +102,7 @@ def lines(store: SqliteStore, which: Filter, form: Format) -> Iterator[bytes]:
                 yield orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def export_parquet(
-    store: SqliteStore, which: Filter, out: Path, step: Callable[[int], None]
-) -> int:
+def export_parquet(store: Repository, which: Filter, out: Path, step: Callable[[int], None]) -> int:
     """Write one Parquet file, a row per exchange, whole or not.
 
     Raises:

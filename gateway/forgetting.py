@@ -7,44 +7,50 @@ exchanges from the next night on.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from gateway.api.request import Api
-from gateway.config_file import store_path
 from gateway.errors import GatewayError, StoreError
 from gateway.exporting import Gone, chat_key, forget_in_file
-from gateway.scrub import end_user_digest
 from gateway.settings import Config
 from gateway.store.keeping import Asked, Keeping
+from gateway.store.place import Place
+from gateway.store.sqlite import SqliteStore
 from gateway.streams.whole import request_of
 from router.errors import RouterError
 from router.forget import forget_prompts
 from router.template import variable_text
 
 
-def forget_user(config: Config, user: str, by: str, now: float, vacuum: bool) -> list[str]:
-    """Do it; what was done, and what remains for somebody to do, one line each.
+def forget_user(config: Config, place: Place, end_user: str, by: str, vacuum: bool) -> list[str]:
+    """Forget the end user of a digest; what was done, and what remains for somebody to do, one
+    line each.
 
     Raises:
         StoreError: the store cannot be written; what is not deleted yet is still there.
     """
-    digest = end_user_digest(user)
     told: list[str] = []
-    with contextlib.closing(Keeping.open(store_path(config))) as keeping:
-        found = keeping.asked_by(digest)
-        told += _in_artefacts(config, found)
-        told += _in_exports(keeping, found)
-        keeping.forget(digest, found, by, now)
-        told.append(f"store: {len(found)} exchanges deleted")
-        if not keeping.scrub_files(vacuum):
-            told.append(
-                "todo: readers kept the write-ahead log from being emptied; run this again later"
-            )
+    if place.shared:  # first what is not shipped yet; other gateways' outboxes empty by themselves
+        with contextlib.closing(Keeping(SqliteStore.open(place.path))) as outbox:
+            told += _in_store(config, outbox, end_user, by, vacuum)
+    with contextlib.closing(place.keeping()) as keeping:
+        told += _in_store(config, keeping, end_user, by, vacuum)
     told.append(
         "weights: students trained before now may have seen these exchanges; the next training "
         "leaves them out"
     )
+    return told
+
+
+def _in_store(config: Config, keeping: Keeping, end_user: str, by: str, vacuum: bool) -> list[str]:
+    found = keeping.asked_by(end_user)
+    told = [*_in_artefacts(config, found), *_in_exports(keeping, found)]
+    keeping.forget(end_user, found, by, time.time())
+    told.append(f"store: {len(found)} exchanges deleted")
+    if not keeping.scrub_files(vacuum):
+        told.append("todo: readers kept the log from being emptied; run this again later")
     return told
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gateway.auditor import audit_of, close_gate, open_gate, standing_of
-from gateway.config_file import find_task, load_config, store_path
+from gateway.config_file import environment, find_task, load_config, place_of, store_path
 from gateway.errors import ConfigError, StoreError
 from gateway.settings import Risk
 from gateway.store.audits import AuditStore, Claim
@@ -73,9 +73,9 @@ def _case(path: Path, name: str | None) -> Iterator[_Case]:
         assert settings.router is not None
         risk = settings.risk
         version = load_artefact(settings.router.artefact).version
-        if not store_path(config).is_file():
+        if config.postgres is None and not store_path(config).is_file():
             _fail(f"{store_path(config)}: no such store; has the gateway run with this file?")
-        with contextlib.closing(AuditStore.open(store_path(config))) as store:
+        with contextlib.closing(place_of(config, environment()).audits()) as store:
             claim = Claim(settings.name, version, risk.alpha, risk.delta)
             yield _Case(risk, claim, store)
     except (ConfigError, RouterError, StoreError) as error:

@@ -6,21 +6,23 @@ out from the store before anybody is asked. Ids of the teacher's own go to the t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gateway.api.request import Api, ApiRequest
 from gateway.api.responses import ID_PREFIX, expanded, responses_request
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, StoreError
 from gateway.offload import Offload
 from gateway.store.records import Exchange, Filter, Status
-from gateway.store.sqlite import SqliteStore
+from gateway.store.repository import Repository
 
 
 @dataclass(frozen=True, slots=True)
 class Histories:
     """Former turns, read from the store."""
 
-    reader: SqliteStore
+    readers: Sequence[Repository]
+    """The outbox first: what ended a moment ago is not in Postgres yet."""
     offload: Offload
 
     async def expanded(self, request: ApiRequest, principal: str) -> ApiRequest:
@@ -36,7 +38,11 @@ class Histories:
         )
         if not isinstance(previous, str) or not previous.startswith(ID_PREFIX):
             return request
-        found = await self.offload.run(self._read, previous.removeprefix(ID_PREFIX), principal)
+        try:
+            found = await self.offload.run(self._read, previous.removeprefix(ID_PREFIX), principal)
+        except StoreError as error:
+            message = f"The store with former responses does not answer: {error}"
+            raise GatewayError("store_unavailable", message) from error
         if found is None or found.answer is None or found.request.get("store") is False:
             raise GatewayError(
                 "previous_response_not_found",
@@ -48,4 +54,8 @@ class Histories:
 
     def _read(self, exchange_id: str, principal: str) -> Exchange | None:
         which = Filter(ids=(exchange_id,), principal=principal, status=Status.COMPLETE.value)
-        return next(iter(self.reader.read(which)), None)
+        for reader in self.readers:
+            found = next(iter(reader.read(which)), None)
+            if found is not None:
+                return found
+        return None

@@ -27,7 +27,7 @@ from gateway.errors import GatewayError
 from gateway.scrub import Scrubber, end_user_of
 from gateway.settings import Task
 from gateway.store.records import Attempt, Exchange, Status
-from gateway.store.sqlite import SqliteStore
+from gateway.store.repository import Repository
 from gateway.streams.whole import is_whole
 from gateway.verdict import Reason, ServedBy
 from router.template import fingerprint
@@ -66,7 +66,7 @@ class Outcome:
 
 
 def import_log(
-    store: SqliteStore, task: Task, path: Path, now: float, step: Callable[[int], None]
+    store: Repository, task: Task, path: Path, now: float, step: Callable[[int], None]
 ) -> Outcome:
     """Store every usable line of a file (``.gz`` by its ending); ``step`` hears of bytes read.
 
@@ -86,17 +86,10 @@ def import_log(
             if len(outcome.problems) < SHOWN:
                 outcome.problems.append(f"{path}:{number}: {error}")
         if len(batch) == BATCH:
-            outcome.stored += _store(store, batch)
+            outcome.stored += store.put(batch)
             batch = []
-    outcome.stored += _store(store, batch)
+    outcome.stored += store.put(batch)
     return outcome
-
-
-def _store(store: SqliteStore, batch: list[Exchange]) -> int:
-    before = store.connection.total_changes
-    store.put(batch)
-    # An exchange and its one attempt; what is there already changes nothing.
-    return (store.connection.total_changes - before) // 2
 
 
 def _lines(path: Path, step: Callable[[int], None]) -> Iterator[bytes]:
@@ -192,11 +185,12 @@ def _exchange(found: Found, task: Task, scrubber: Scrubber, now: float) -> Excha
     if not is_whole(found.answer):
         raise NotARow("the answer was cut or refused; such rows are no training data")
     source = found.source_id or orjson.dumps([found.request, found.answer]).decode()
-    digest = hashlib.sha256(f"{task.name}\0{source}".encode("utf-8", "replace")).hexdigest()[:32]
+    created_at = now if found.created_at is None else found.created_at
+    digest = hashlib.sha256(f"{task.name}\0{source}".encode("utf-8", "replace")).hexdigest()
     attempt = Attempt("import", "teacher", "ok", 200, *found.tokens, found.cost_usd, 0.0)
     exchange = Exchange(
-        id=digest,
-        created_at=now if found.created_at is None else found.created_at,
+        id=_id(found.created_at, digest),
+        created_at=created_at,
         task=task.name,
         principal=PRINCIPAL,
         model=request.model,
@@ -214,6 +208,12 @@ def _exchange(found: Found, task: Task, scrubber: Scrubber, now: float) -> Excha
         end_user=end_user_of(found.request),
     )
     return scrubber.exchange(exchange, b"")
+
+
+def _id(created_at: float | None, digest: str) -> str:
+    """As ``new_id`` makes them: milliseconds, so that ids sort by time, and then the content's
+    digest, so that the same line is the same exchange. A line without a time sorts first."""
+    return f"{int((created_at or 0.0) * 1000):012x}{digest[:20]}"
 
 
 def _bare(messages: Any) -> list[dict[str, Any]]:

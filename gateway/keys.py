@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from gateway.auth import digest_hex
-from gateway.config_file import load_config, store_path
+from gateway.config_file import environment, load_config, place_of
 from gateway.errors import ConfigError, StoreError
 from gateway.store.access import AccessStore
 
@@ -65,7 +65,7 @@ def _access(path: Path, name: str) -> Iterator[AccessStore]:
         if name not in {key.name for key in config.keys}:
             known = ", ".join(key.name for key in config.keys) or "none"
             _fail(f"{path}: there is no key {name!r}; there are: {known}")
-        store = AccessStore.open(store_path(config))
+        store = place_of(config, environment()).access()
         with contextlib.closing(store):
             yield store
     except (ConfigError, StoreError) as error:

@@ -178,7 +178,8 @@ class Metrics:
         )  # fmt: skip
         self.records = Counter(
             "understudy_fallback_records", "Exchanges by what became of them: stored; partial "
-            "(without bodies); late (stored after the answer went out marked); lost.", ["state"],
+            "(without bodies); late (stored after the answer went out marked); lost; "
+            "not_shippable (Postgres refuses it; it stays in the outbox).", ["state"],
             registry=registry,
         )  # fmt: skip
         self.feedback = Labelled(Counter(
@@ -189,6 +190,14 @@ class Metrics:
             "understudy_retention_deleted", "Exchanges deleted by `retention_days`.",
             ["task"], registry=registry,
         ))  # fmt: skip
+        self.outbox = Gauge(
+            "understudy_outbox_records", "Exchanges in the outbox that Postgres does not have yet.",
+            multiprocess_mode="livemostrecent", registry=registry,
+        )  # fmt: skip
+        self.shipped = Counter(
+            "understudy_outbox_shipped", "Exchanges that left the outbox for Postgres.",
+            registry=registry,
+        )  # fmt: skip
         self.late = Gauge(
             "understudy_capture_late_records", "Exchanges in memory that could not be stored yet.",
             multiprocess_mode="livesum", registry=registry,

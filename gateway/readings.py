@@ -10,14 +10,14 @@ from typing import Any
 from gateway.offload import Offload
 from gateway.store.keeping import Keeping, Reading
 from gateway.store.records import Filter
-from gateway.store.sqlite import SqliteStore
+from gateway.store.repository import Repository
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
     """Reads through the store's reader, records through its own connection."""
 
-    reader: SqliteStore
+    reader: Repository
     keeping: Keeping
     offload: Offload
 

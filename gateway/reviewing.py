@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from gateway.captures import ConfigFile, since_time
-from gateway.config_file import find_task, load_config, store_path
+from gateway.config_file import environment, find_task, load_config, place_of
 from gateway.errors import ConfigError, StoreError
 from gateway.review_queue import Item, queue
 from gateway.scrub import Scrubber
 from gateway.settings import Task
 from gateway.showing import prompt_of
 from gateway.store.feedback import OPERATOR, Feedback, FeedbackState, FeedbackStore
-from gateway.store.keeping import Keeping, Reading
+from gateway.store.keeping import Reading
 from gateway.store.records import Exchange, Filter
-from gateway.store.sqlite import SqliteStore
+from gateway.store.repository import Repository
 from gateway.streams.whole import answer_text
 
 app = typer.Typer(
@@ -47,7 +47,7 @@ class Desk:
     """What a review works on."""
 
     task: Task
-    store: SqliteStore
+    store: Repository
     feedback: FeedbackStore
 
 
@@ -197,11 +197,11 @@ def _show(console: Console, desk: Desk, exchange: Exchange, head: str) -> None:
 def _desk(config: Path, task: str | None) -> Iterator[Desk]:
     try:
         settings = load_config(config)
-        path = store_path(settings)
+        place = place_of(settings, environment())
         with (
-            contextlib.closing(SqliteStore.read_only(path)) as store,
-            contextlib.closing(FeedbackStore.open(path)) as feedback,
-            contextlib.closing(Keeping.open(path)) as keeping,
+            contextlib.closing(place.reader()) as store,
+            contextlib.closing(place.feedback()) as feedback,
+            contextlib.closing(place.keeping()) as keeping,
         ):
             detail = {"task": task} if task else {}
             keeping.add_reading(Reading(time.time(), f"cli {getpass.getuser()}", "review", detail))

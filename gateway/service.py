@@ -24,12 +24,13 @@ from gateway.auth import AdminKey, Keyring, Principal
 from gateway.books import Books, not_stored
 from gateway.build import build_tasks
 from gateway.capture import Capture
-from gateway.config_file import store_path
+from gateway.config_file import place_of
 from gateway.draws import DrawWorker
 from gateway.equivalence import Equivalence
 from gateway.errors import ConfigError, GatewayError
 from gateway.feedback import FeedbackDesk
 from gateway.flow import Flow
+from gateway.halves import Halves, OwnHalves, SharedHalves
 from gateway.health import HealthChecker
 from gateway.histories import Histories
 from gateway.ids import new_id
@@ -46,10 +47,7 @@ from gateway.reload import kept, take_over
 from gateway.replays import Replays
 from gateway.settings import Config
 from gateway.sharing import Sharer
-from gateway.store.access import AccessStore
-from gateway.store.audits import AuditStore
-from gateway.store.feedback import FeedbackStore
-from gateway.store.keeping import Keeping
+from gateway.shipping import Shipper
 from gateway.store.opening import set_aside
 from gateway.store.sqlite import SqliteStore
 from gateway.student_side import StudentSide
@@ -59,7 +57,7 @@ from gateway.teacher_side import TeacherSide
 from gateway.turn import Reply, Route, Turn
 from gateway.upstream import monotonic, open_session
 from gateway.wishes import read_wishes
-from gateway.workers import Reloader, logged, stopped
+from gateway.workers import Reloader, Worker, logged, stopped
 from gateway.writer import BUSY_S
 from router.encoder import Encoders
 
@@ -118,14 +116,16 @@ class Service:
         self.source: Callable[[], tuple[Config, Mapping[str, str]]] | None = None
         """Reads configuration and secrets again; None where there is no file to read."""
         self._stack = contextlib.AsyncExitStack()
-        self._writer = SqliteStore.open(store_path(config), BUSY_S)
+        self._place = place_of(config, secrets)
+        self._writer = SqliteStore.open(self._place.path, BUSY_S)
 
     async def __aenter__(self) -> Self:
         stack = self._stack
         capture = Capture(self._writer, self.config.outbox, self.metrics)
         capture.start()
         stack.push_async_callback(capture.close)
-        reader = SqliteStore.read_only(self._writer.path)
+        place = self._place
+        reader = place.reader()
         stack.callback(reader.close)
         session = await stack.enter_async_context(open_session())
         books = Books(capture, self.metrics, asyncio.Event(), asyncio.Event(), self.allowances)
@@ -139,41 +139,60 @@ class Service:
             self._rng,
         )
         self.passthrough = Passthrough(session, self.tasks.default, books)
-        audits = AuditStore.open(self._writer.path)
+        audits = place.audits()
         stack.callback(audits.close)
         offload = Offload(stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "store")))
         self.auditor = Auditor(self.tasks, audits, self.metrics, books.wake_audit, offload)
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
         self._announce()
-        self.metrics.store_set_aside.set(len(set_aside(self._writer.path)))
-        self.histories = Histories(reader, offload)
-        equivalence = Equivalence(session, reader, books, offload)
-        draws = DrawWorker(self.tasks, reader, session, books, equivalence, offload)
+        self.metrics.store_set_aside.set(len(set_aside(place.path)))
+        own = reader
+        if place.shared:
+            own = SqliteStore.read_only(place.path)
+            stack.callback(own.close)
+        self.histories = Histories([own, reader] if place.shared else [reader], offload)
+        halves: Halves = OwnHalves(reader, capture, offload)
+        if place.shared:
+            halves = SharedHalves(reader, offload)
+        equivalence = Equivalence(session, halves, books, offload)
+        draws = DrawWorker(self.tasks, halves, session, books, equivalence, offload)
         prober = Prober(self.tasks, audits, session, books, offload)
         health = HealthChecker(self.tasks, session, self.metrics)
-        access = AccessStore.open(self._writer.path)
+        access = place.access()
         stack.callback(access.close)
         sharer = Sharer(self.allowances, access, self.metrics, offload)
-        keeping = Keeping.open(self._writer.path)
+        keeping = place.keeping()
         stack.callback(keeping.close)
         sweeper = Sweeper(self.tasks, keeping, self.metrics, offload)
-        said = FeedbackStore.open(self._writer.path)
+        said = place.feedback()
         stack.callback(said.close)
         self.feedback = FeedbackDesk(self.tasks, said, self.metrics, offload)
         self.readings = Readings(reader, keeping, offload)
         await sharer.share()  # what was spent before a restart counts from the first request on
-        for worker in (
-            *((draws, prober, sweeper) if self._first else ()),
+        workers: list[Worker] = [
             self.auditor,
             health,
             sharer,
             self.lag,
             Reloader(self.reload_wanted, self.reload),
-        ):
+        ]
+        if self._first:
+            workers += [draws, prober, sweeper]
+            if place.shared:
+                workers.append(self._shipper())
+        for worker in workers:
             stack.push_async_callback(stopped, asyncio.create_task(logged(worker)))
         self._make_admin()
         return self
+
+    def _shipper(self) -> Shipper:
+        stack, place = self._stack, self._place
+        outbox, postgres = SqliteStore.open(place.path), place.repository()
+        stack.callback(outbox.close)
+        stack.callback(postgres.close)
+        pool = stack.enter_context(ThreadPoolExecutor(1, "ship"))
+        return Shipper(outbox, postgres, self.metrics, pool)
 
     def _make_admin(self) -> None:
         if self.config.admin is not None:

@@ -130,6 +130,18 @@ class Outbox(Section):
     )
 
 
+class Postgres(Section):
+    """A database for several gateways; the file of ``store`` is each one's outbox then."""
+
+    url_env: EnvName = Field(
+        description="Environment variable with the URL, `postgresql://USER:PASSWORD@HOST/NAME`."
+    )
+    migrate: bool = Field(
+        True,
+        description="Bring the schema up to date at start; otherwise `understudy db upgrade` does.",
+    )
+
+
 class Key(Section):
     """One client key."""
 
@@ -445,6 +457,9 @@ class Config(BaseSettings):
         "sqlite:///./understudy.db",
         pattern=r"^sqlite:///.+",
         description="Where exchanges are kept: `sqlite:///PATH`, relative to the file.",
+    )
+    postgres: Postgres | None = Field(
+        None, description="Where several gateways keep exchanges together; None: in `store` alone."
     )
     outbox: Outbox = Field(Outbox(), description="When the store cannot take an exchange.")
     cache: Path = Field(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.store.sqlite import SqliteStore
+from gateway.store.repository import Repository
 
 _BY_REASON = """
-SELECT task, served_by, reason, count(*), sum(status = 'complete'), sum(bodies)
+SELECT task, served_by, reason, count(*), count(*) FILTER (WHERE status = 'complete'), sum(bodies)
 FROM exchanges WHERE {where} GROUP BY task, served_by, reason ORDER BY task, count(*) DESC
 """
 _SPENT = """
@@ -15,13 +15,15 @@ SELECT task, sum(prompt_tokens), sum(completion_tokens), sum(cost_usd)
 FROM attempts JOIN exchanges ON exchanges.id = exchange_id WHERE {where} GROUP BY task
 """
 _DRAWS = """
-SELECT exchanges.task, count(*), sum(state = 'pending'), sum(state = 'failed'), sum(agrees = 1),
-    sum(agrees = 0)
+SELECT exchanges.task, count(*), count(*) FILTER (WHERE state = 'pending'),
+    count(*) FILTER (WHERE state = 'failed'), count(*) FILTER (WHERE agrees = 1),
+    count(*) FILTER (WHERE agrees = 0)
 FROM draws JOIN exchanges ON exchanges.id = exchange_id WHERE {where} GROUP BY exchanges.task
 """
 _FEEDBACK = """
-SELECT exchanges.task, sum(rating = 'up'), sum(rating = 'down'), sum(correction IS NOT NULL),
-    sum(state = 'suggested')
+SELECT exchanges.task, count(*) FILTER (WHERE rating = 'up'),
+    count(*) FILTER (WHERE rating = 'down'), count(correction),
+    count(*) FILTER (WHERE state = 'suggested')
 FROM feedback JOIN exchanges ON exchanges.id = exchange_id WHERE {where} GROUP BY exchanges.task
 """
 _PARTS = (
@@ -32,7 +34,7 @@ _PARTS = (
 
 
 def statistics(
-    store: SqliteStore, task: str | None, since: float | None
+    store: Repository, task: str | None, since: float | None
 ) -> dict[str, dict[str, Any]]:
     """Numbers by task: requests by side and reason, whole and with bodies; tokens and USD of all
     calls; draws and how they compare; feedback. ``since`` is Unix seconds."""
@@ -55,5 +57,10 @@ def statistics(
             for numbers in found.values():
                 numbers.update(dict.fromkeys(names, 0))
             for name, *counts in store.connection.execute(sql.format(where=where), values):
-                found[name].update({n: c or 0 for n, c in zip(names, counts, strict=True)})
+                found[name].update({n: _number(c) for n, c in zip(names, counts, strict=True)})
     return found
+
+
+def _number(value: Any) -> int | float:
+    """Postgres sums counts to decimals."""
+    return value if isinstance(value, float) else int(value or 0)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gateway.store.repository import Repository
 from gateway.store.shared import SharedTables
 from gateway.store.sqlite import SqliteStore
 
 _ADD = """
-INSERT INTO key_usage (principal, window, requests, tokens, usd) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (principal, window) DO UPDATE SET requests = requests + excluded.requests,
-    tokens = tokens + excluded.tokens, usd = usd + excluded.usd
+INSERT INTO key_usage (principal, "window", requests, tokens, usd) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (principal, "window") DO UPDATE SET requests = key_usage.requests + excluded.requests,
+    tokens = key_usage.tokens + excluded.tokens, usd = key_usage.usd + excluded.usd
 """
 
 
@@ -34,15 +35,16 @@ Uses = Mapping[tuple[str, Window], Use]
 
 
 class AccessStore(SharedTables):
-    """The tables of one SQLite file, over a connection of their own.
+    """The tables, over a connection of their own.
 
-    Usage is committed without an fsync of its own: a power failure may forget the last seconds of
-    it, and costs no request's capture a disk turn.
+    In SQLite usage is committed without an fsync of its own: a power failure may forget the last
+    seconds of it, and costs no request's capture a disk turn.
     """
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: Repository) -> None:
         super().__init__(store)
-        store.connection.execute("PRAGMA synchronous=NORMAL")
+        if isinstance(store, SqliteStore):
+            store.connection.execute("PRAGMA synchronous=NORMAL")
 
     def share(self, mine: Uses, windows: Sequence[Window]) -> tuple[Uses, frozenset[str]]:
         """Add what this process has counted; read what all have, and who is revoked. In one
@@ -57,8 +59,8 @@ class AccessStore(SharedTables):
                 self._db.executemany(_ADD, rows)
             marks = ", ".join("?" * len(windows))
             found = self._db.execute(
-                f"SELECT principal, window, requests, tokens, usd FROM key_usage "
-                f"WHERE window IN ({marks})",
+                f'SELECT principal, "window", requests, tokens, usd FROM key_usage '
+                f'WHERE "window" IN ({marks})',
                 list(windows),
             )
             uses = {(name, window): Use(*counts) for name, window, *counts in found}
@@ -72,7 +74,8 @@ class AccessStore(SharedTables):
         """
         with self.transaction():
             self._db.execute(
-                "DELETE FROM key_usage WHERE window LIKE 'm%' AND window < ?", (before_minute,)
+                'DELETE FROM key_usage WHERE "window" LIKE ? AND "window" < ?',
+                ("m%", before_minute),
             )
 
     def _revoked(self) -> frozenset[str]:
@@ -86,7 +89,9 @@ class AccessStore(SharedTables):
         """
         with self.transaction():
             self._db.execute(
-                "INSERT OR REPLACE INTO revoked_keys (principal, note, by, at) VALUES (?, ?, ?, ?)",
+                "INSERT INTO revoked_keys (principal, note, by, at) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (principal) DO UPDATE SET note = excluded.note, by = excluded.by, "
+                "at = excluded.at",
                 (principal, note, by, now),
             )
 

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from gateway.store.records import DrawState
+from gateway.store.repository import load
 from gateway.store.shared import SharedTables
 from router.audit import AuditState, AuditStatus
 
@@ -113,10 +114,14 @@ WHERE d.task = ? AND d.seq > ? AND e.router = ? AND e.created_at >= ? AND ({_COU
 """
 PACE_DRAWS = 2000
 """The pace of labels is that of the last so many draws: the look must stay cheap."""
-_SAVE = """
-INSERT OR REPLACE INTO audits (task, number, router, alpha, delta, opened_at, cursor, labels,
-    errors, detector, refuted, status, drift_from, drift, drifting, updated_at)
+_SAVED = (
+    "router", "alpha", "delta", "opened_at", "cursor", "labels", "errors", "detector", "refuted",
+    "status", "drift_from", "drift", "drifting", "updated_at",
+)  # fmt: skip
+_SAVE = f"""
+INSERT INTO audits (task, number, {", ".join(_SAVED)})
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (task, number) DO UPDATE SET {", ".join(f"{n} = excluded.{n}" for n in _SAVED)}
 """
 _EPOCH = """
 SELECT number, opened_at, cursor, labels, errors, detector, refuted, status, drift_from, drift,
@@ -126,7 +131,7 @@ FROM audits WHERE task = ? AND router = ? AND alpha = ? AND delta = ? ORDER BY n
 
 
 class AuditStore(SharedTables):
-    """The audit's tables of one SQLite file, over a connection of their own."""
+    """The audit's tables, over a connection of their own."""
 
     def epoch(self, claim: Claim) -> Epoch | None:
         """The latest epoch of a claim."""
@@ -136,7 +141,7 @@ class AuditStore(SharedTables):
         if row is None:
             return None
         number, opened_at, cursor, labels, errors, detector, refuted, status, *drift = row
-        values = (float("-inf") if v is None else v for v in orjson.loads(detector))
+        values = (float("-inf") if v is None else v for v in load(detector))
         state = AuditState(number, labels, errors, tuple(values), refuted)
         since, value, drifting = drift
         return Epoch(
@@ -206,8 +211,9 @@ class AuditStore(SharedTables):
     def set_gate(self, task: str, router: str, row: GateRow) -> None:
         """Open or close the gate of one version, or of ``ANY_VERSION``."""
         self._db.execute(
-            "INSERT OR REPLACE INTO gates (task, router, closed, reason, by, at) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO gates (task, router, closed, reason, by, at) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (task, router) DO UPDATE SET closed = excluded.closed, "
+            "reason = excluded.reason, by = excluded.by, at = excluded.at",
             (task, router, int(row.closed), row.reason, row.by, row.at),
         )
 
@@ -226,6 +232,6 @@ class AuditStore(SharedTables):
             (task, after, limit),
         )
         return [
-            Event(seq, at, name, EventKind(kind), orjson.loads(detail))
+            Event(seq, at, name, EventKind(kind), load(detail))
             for seq, at, name, kind, detail in rows
         ]

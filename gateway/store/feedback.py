@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import orjson
-
+from gateway.store.repository import Repository, load
 from gateway.store.shared import SharedTables
-from gateway.store.sqlite import SqliteStore
 
 OPERATOR = "operator"
 """The principal under which ``understudy review`` writes; no client key may have this name."""
@@ -71,8 +69,9 @@ ON CONFLICT (exchange_id, principal) DO UPDATE SET rating = excluded.rating,
     at = excluded.at
 """
 _CANDIDATES = """
-SELECT e.id, e.created_at, e.reason, e.score, e.threshold, d.agrees,
-    max(coalesce(f.state = 'suggested', 0)), max(coalesce(f.rating = 'down', 0))
+SELECT e.id, e.created_at, e.reason, e.score, e.threshold, max(d.agrees),
+    max(CASE WHEN f.state = 'suggested' THEN 1 ELSE 0 END),
+    max(CASE WHEN f.rating = 'down' THEN 1 ELSE 0 END)
 FROM exchanges e
 LEFT JOIN draws d ON d.exchange_id = e.id
 LEFT JOIN feedback f ON f.exchange_id = e.id
@@ -81,12 +80,12 @@ WHERE e.task = ? AND e.created_at >= ? AND e.status = 'complete' AND e.bodies = 
         AND (o.principal = ? OR o.state = 'accepted'))
     AND (f.state = 'suggested' OR f.rating = 'down' OR d.agrees = 0 OR e.score IS NOT NULL
         OR e.reason IN ('new_template', 'ood'))
-GROUP BY e.id
+GROUP BY e.id, e.created_at, e.reason, e.score, e.threshold
 """
 
 
 class FeedbackStore(SharedTables):
-    """The feedback of one SQLite file, over a connection of its own."""
+    """Feedback, over a connection of its own."""
 
     def task_of(self, exchange_id: str, principal: str) -> tuple[str, Any] | None:
         """Task and request of an exchange, if it is this principal's."""
@@ -94,7 +93,7 @@ class FeedbackStore(SharedTables):
             "SELECT task, request FROM exchanges WHERE id = ? AND principal = ?",
             (exchange_id, principal),
         ).fetchone()
-        return None if row is None else (row[0], orjson.loads(row[1]))
+        return None if row is None else (row[0], load(row[1]))
 
     def put(self, feedback: Feedback) -> None:
         """Keep what was said, in place of what this principal said before. Within a transaction."""
@@ -145,17 +144,22 @@ class FeedbackStore(SharedTables):
         return [_feedback(row) for row in rows]
 
 
-def corrections(store: SqliteStore, exchange_id: str) -> str | None:
+def corrections(store: Repository, exchange_id: str) -> str | None:
     """The accepted correction of an exchange: an operator's before a client's, then the latest."""
     row = store.connection.execute(
         "SELECT correction FROM feedback WHERE exchange_id = ? AND state = 'accepted' "
-        "AND correction IS NOT NULL ORDER BY principal = ? DESC, at DESC LIMIT 1",
+        "AND correction IS NOT NULL "
+        "ORDER BY CASE WHEN principal = ? THEN 0 ELSE 1 END, at DESC LIMIT 1",
         (exchange_id, OPERATOR),
     ).fetchone()
-    return None if row is None else bytes(row[0]).decode()
+    return None if row is None else _text(row[0])
 
 
 def _feedback(row: Sequence[Any]) -> Feedback:
     id_, principal, task, rating, correction, comment, state, at = row
-    text = None if correction is None else bytes(correction).decode()
+    text = None if correction is None else _text(correction)
     return Feedback(id_, principal, task, rating, text, comment, FeedbackState(state), at)
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()

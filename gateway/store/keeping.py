@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import orjson
 
 from gateway.api.request import Api
 from gateway.errors import StoreError
+from gateway.store.repository import Repository, load
 from gateway.store.shared import SharedTables
 from gateway.store.sqlite import SqliteStore
 
@@ -52,23 +53,16 @@ class Reading:
 
 
 class Keeping(SharedTables):
-    """Deletes with ``secure_delete``: freed places are overwritten with zeros.
+    """In SQLite deletes with ``secure_delete``: freed places are overwritten with zeros.
 
     Source: sqlite.org/pragma.html#pragma_secure_delete.
     """
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: Repository) -> None:
         super().__init__(store)
-        store.connection.execute("PRAGMA secure_delete=ON")
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the file, creating and migrating it where needed.
-
-        Raises:
-            StoreError: the file cannot be opened.
-        """
-        return cls(SqliteStore.open(path))
+        self._sqlite = isinstance(store, SqliteStore)
+        if self._sqlite:
+            store.connection.execute("PRAGMA secure_delete=ON")
 
     def delete_before(self, task: str, before: float) -> int:
         """Delete some of the task's exchanges that are older (Unix seconds); 0 when none is left.
@@ -86,7 +80,7 @@ class Keeping(SharedTables):
         """Every exchange of an end user."""
         sql = "SELECT id, task, api, request FROM exchanges WHERE end_user = ? ORDER BY id"
         return [
-            Asked(id_, task, Api(api), orjson.loads(request))
+            Asked(id_, task, Api(api), load(request))
             for id_, task, api, request in self._db.execute(sql, (end_user,))
         ]
 
@@ -101,8 +95,8 @@ class Keeping(SharedTables):
             part = found[start : start + AT_ONCE]
             with self.transaction():
                 self._db.executemany(
-                    "INSERT OR IGNORE INTO forgotten_exchanges (exchange_id, task, at) "
-                    "VALUES (?, ?, ?)",
+                    "INSERT INTO forgotten_exchanges (exchange_id, task, at) VALUES (?, ?, ?) "
+                    "ON CONFLICT DO NOTHING",
                     [(asked.id, asked.task, now) for asked in part],
                 )
                 self._delete([asked.id for asked in part])
@@ -110,7 +104,7 @@ class Keeping(SharedTables):
             self._db.execute(
                 "INSERT INTO forgotten_users (end_user, at, by, exchanges) VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (end_user) DO UPDATE SET at = excluded.at, by = excluded.by, "
-                "exchanges = exchanges + excluded.exchanges",
+                "exchanges = forgotten_users.exchanges + excluded.exchanges",
                 (end_user, now, by, len(found)),
             )
 
@@ -121,7 +115,8 @@ class Keeping(SharedTables):
 
     def scrub_files(self, vacuum: bool, patience_s: float = 20.0) -> bool:
         """Take what was deleted out of the write-ahead log, and with ``vacuum`` out of every page
-        that rows were moved from. Writers wait meanwhile.
+        that rows were moved from. Writers wait meanwhile. In Postgres ``vacuum`` rewrites the
+        tables; its own log and its backups keep what they keep.
 
         Returns:
             False where readers kept the log from being emptied: do it again later.
@@ -130,6 +125,10 @@ class Keeping(SharedTables):
             StoreError: another process held the file all the while.
         """
         until = time.monotonic() + patience_s
+        if not self._sqlite:
+            if vacuum:
+                self._db.execute("VACUUM (FULL) exchanges, attempts, draws, feedback")
+            return True
         try:
             if vacuum:
                 self._db.execute("VACUUM")
@@ -138,7 +137,7 @@ class Keeping(SharedTables):
                     return False
                 time.sleep(0.1)
         except sqlite3.Error as error:
-            raise StoreError(f"{self._store.path}: {error}") from error
+            raise StoreError(f"{self._store.name}: {error}") from error
         return True
 
     def add_export(self, export: Export) -> None:
@@ -149,7 +148,9 @@ class Keeping(SharedTables):
         """
         with self.transaction():
             self._db.execute(
-                "INSERT OR REPLACE INTO exports (path, format, at, rows) VALUES (?, ?, ?, ?)",
+                "INSERT INTO exports (path, format, at, rows) VALUES (?, ?, ?, ?) "
+                "ON CONFLICT (path) DO UPDATE SET format = excluded.format, at = excluded.at, "
+                "rows = excluded.rows",
                 (str(export.path), export.format, export.at, export.rows),
             )
 
@@ -183,11 +184,13 @@ class Keeping(SharedTables):
         """Who looked at what, the latest first."""
         sql = "SELECT at, who, what, detail FROM reads ORDER BY seq DESC LIMIT ?"
         return [
-            Reading(at, who, what, orjson.loads(detail))
+            Reading(at, who, what, load(detail))
             for at, who, what, detail in self._db.execute(sql, (limit,))
         ]
 
     def _delete(self, ids: Sequence[str]) -> None:
+        if not ids:
+            return
         marks = ", ".join("?" * len(ids))
         for table in _PARTS:
             self._db.execute(f"DELETE FROM {table} WHERE exchange_id IN ({marks})", ids)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import orjson
 
 from gateway.store.audits import AuditStore
+from gateway.store.repository import load
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ def runs(store: AuditStore, task: str, probe: str) -> list[ProbeRun]:
         (task, probe),
     ).fetchall()
     kept = found[:2] + found[2:][-1:]
-    return [ProbeRun(at, teacher, orjson.loads(answers)) for at, teacher, answers in kept]
+    return [ProbeRun(at, teacher, load(answers)) for at, teacher, answers in kept]
 
 
 def claim(store: AuditStore, task: str, now: float, lease_s: float) -> bool:
@@ -38,7 +39,9 @@ def claim(store: AuditStore, task: str, now: float, lease_s: float) -> bool:
     if row is not None and now < row[0]:
         return False
     store.connection.execute(
-        "INSERT OR REPLACE INTO probe_leases (task, until) VALUES (?, ?)", (task, now + lease_s)
+        "INSERT INTO probe_leases (task, until) VALUES (?, ?) "
+        "ON CONFLICT (task) DO UPDATE SET until = excluded.until",
+        (task, now + lease_s),
     )
     return True
 
@@ -51,6 +54,8 @@ def release(store: AuditStore, task: str) -> None:
 def keep(store: AuditStore, task: str, probe: str, run: ProbeRun) -> None:
     """Write a run; within a transaction."""
     store.connection.execute(
-        "INSERT OR REPLACE INTO probes (task, probe, at, teacher, answers) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO probes (task, probe, at, teacher, answers) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (task, probe, at) DO UPDATE SET teacher = excluded.teacher, "
+        "answers = excluded.answers",
         (task, probe, run.at, run.teacher, orjson.dumps(run.answers)),
     )

@@ -90,6 +90,7 @@ CREATE TABLE revoked_keys (
 _KEEPING = """
 ALTER TABLE exchanges ADD COLUMN end_user TEXT;
 ALTER TABLE exchanges ADD COLUMN bodies INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE draws ADD COLUMN leased_until REAL NOT NULL DEFAULT 0;
 CREATE INDEX exchanges_by_created ON exchanges (created_at, id);
 CREATE INDEX exchanges_by_end_user ON exchanges (end_user) WHERE end_user IS NOT NULL;
 CREATE INDEX exchanges_droppable ON exchanges (created_at)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gateway.store.keeping import Keeping
+from gateway.store.place import Place
 from router.artefact import load_artefact, save_artefact
 from router.encoder import Encoders
 from router.errors import ArtefactError
@@ -98,7 +98,7 @@ async def test_forgetting_leaves_no_byte(tmp_path: Path, running: bool) -> None:
             if running:  # and it goes on serving
                 body["messages"] = [{"role": "user", "content": FAR}]
                 assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
-    with contextlib.closing(Keeping.open(folder / "understudy.db")) as keeping:
+    with contextlib.closing(Place(folder / "understudy.db").keeping()) as keeping:
         assert keeping.forgotten() == frozenset(ids)  # training sets of before forget them too
     assert pq.read_table(folder / "t.parquet").num_rows == 40
     assert len((folder / "c.jsonl").read_text().splitlines()) == 40
@@ -161,7 +161,7 @@ def test_rows_say_so_when_they_cannot_be_cleaned(tmp_path: Path) -> None:
     from gateway.forgetting import _in_exports
     from gateway.store.keeping import Asked, Export
 
-    with contextlib.closing(Keeping.open(tmp_path / "x.db")) as keeping:
+    with contextlib.closing(Place(tmp_path / "x.db").keeping()) as keeping:
         changed = tmp_path / "changed.jsonl"
         changed.write_text("not JSON any more\n")
         keeping.add_export(Export(tmp_path / "gone.jsonl", "rows", 0.0, 1))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.allowance import Allowances, day_of, minute_of
 from gateway.auth import Principal
 from gateway.errors import GatewayError
-from gateway.store.access import AccessStore
+from gateway.store.place import Place
 
 NOON = 20_000 * 86_400.0 + 43_200
 LIMITED = Principal("app", frozenset("*"), False, None, 5, 100, 1.0)
@@ -65,7 +65,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(
 def test_several_processes_agree_and_nothing_is_counted_twice(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str]]
 ) -> None:
-    store = AccessStore.open(tmp_path_factory.mktemp("usage") / "x.db")
+    store = Place(tmp_path_factory.mktemp("usage") / "x.db").access()
     everyone = {"a": Allowances(), "b": Allowances()}
     windows = [minute_of(NOON), day_of(NOON)]
     spent = 0
@@ -90,7 +90,7 @@ def test_several_processes_agree_and_nothing_is_counted_twice(
 
 
 def test_minutes_are_forgotten_and_days_are_not(tmp_path: Path) -> None:
-    with contextlib.closing(AccessStore.open(tmp_path / "x.db")) as store:
+    with contextlib.closing(Place(tmp_path / "x.db").access()) as store:
         allowances = Allowances()
         allowances.spent("app", 3, 0.5, NOON)
         store.share(allowances.take(), [])

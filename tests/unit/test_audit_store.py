@@ -14,6 +14,7 @@ import pytest
 from gateway.auditor import begin_epoch, close_gate, open_gate
 from gateway.errors import StoreError
 from gateway.store.audits import ANY_VERSION, AuditStore, Claim, EventKind, GateRow
+from gateway.store.place import Place
 from gateway.store.records import Draw, DrawState, Exchange, Filter
 from gateway.store.schema import _EXCHANGES, SCHEMA_VERSION
 from gateway.store.sqlite import SqliteStore
@@ -22,6 +23,12 @@ from tests.unit.test_store import EXCHANGE
 
 AUDIT = Audit(0.05, 0.05)
 CLAIM = Claim("t", "v1-aa", 0.05, 0.05)
+
+
+def sqlite(store: AuditStore) -> sqlite3.Connection:
+    """The connection as what it is here."""
+    assert isinstance(store.connection, sqlite3.Connection)
+    return store.connection
 
 
 def served(id_: str, created_at: float = 1.0, **changes: object) -> Exchange:
@@ -40,7 +47,7 @@ def finished(store: SqliteStore, id_: str, agrees: bool, score: float | None = N
 @pytest.fixture
 def stores(tmp_path: Path) -> Iterator[tuple[SqliteStore, AuditStore]]:
     path = tmp_path / "x.db"
-    main, audits = SqliteStore.open(path), AuditStore.open(path)
+    main, audits = SqliteStore.open(path), Place(path).audits()
     yield main, audits
     audits.close()
     main.close()
@@ -196,13 +203,13 @@ def test_looks_use_their_indexes(stores: tuple[SqliteStore, AuditStore]) -> None
     with audits.transaction():
         epoch = begin_epoch(audits, AUDIT, CLAIM, 0.0, why="test")
     seen: list[str] = []
-    audits._db.set_trace_callback(seen.append)
+    sqlite(audits).set_trace_callback(seen.append)
     audits.labels(epoch, 10)
     audits.pace(CLAIM, 0.0, 1.0)
     audits.scores(epoch, 10)
     audits.gate("t", "v1-aa")
     audits.last_draw("t")
-    audits._db.set_trace_callback(None)
+    sqlite(audits).set_trace_callback(None)
     assert len(seen) == 6
     for sql in seen:
         plan = [row[3] for row in audits._db.execute(f"EXPLAIN QUERY PLAN {sql}")]
@@ -214,7 +221,7 @@ async def test_replicas_share_labels_and_each_counts_once(tmp_path: Path) -> Non
     """Many writers advance one epoch; the transaction makes it exact."""
     path = tmp_path / "x.db"
     main = SqliteStore.open(path)
-    replicas = [AuditStore.open(path) for _ in range(4)]
+    replicas = [Place(path).audits() for _ in range(4)]
     with replicas[0].transaction():
         begin_epoch(replicas[0], AUDIT, CLAIM, 0.0, why="test")
     main.put([served(str(n)) for n in range(200)])

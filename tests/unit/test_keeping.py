@@ -15,6 +15,7 @@ import pytest
 from gateway import sweeping
 from gateway.offload import Offload
 from gateway.store.keeping import AT_ONCE, Keeping, Reading
+from gateway.store.place import Place
 from gateway.store.records import Draw, Exchange, Filter
 from gateway.store.sqlite import SqliteStore
 from gateway.sweeping import DAY_S, Sweeper
@@ -33,7 +34,7 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 
 @pytest.fixture
 def keeping(store: SqliteStore) -> Iterator[Keeping]:
-    with contextlib.closing(Keeping.open(store.path)) as opened:
+    with contextlib.closing(Place(store.path).keeping()) as opened:
         yield opened
 
 
@@ -68,7 +69,7 @@ async def test_a_task_keeps_its_exchanges_as_long_as_it_says(tmp_path: Path) -> 
     async with rig(tmp_path, retention_days=30) as r:
         await r.ask(FAR)
         await r.ask(FAR)
-        with contextlib.closing(Keeping.open(r.store)) as keeping, ThreadPoolExecutor(1) as pool:
+        with contextlib.closing(Place(r.store).keeping()) as keeping, ThreadPoolExecutor(1) as pool:
             sweeper = Sweeper(r.service.tasks, keeping, r.service.metrics, Offload(pool))
             now, monotonic = time.time(), time.monotonic()
             await sweeper.sweep(now, monotonic)
@@ -106,6 +107,6 @@ async def test_the_admin_s_reading_is_recorded_first(tmp_path: Path) -> None:
         assert (await r.client.get("/admin/exchanges/none")).status_code == 404
         nobody = await r.client.get(f"/admin/exchanges/{request_id}", headers={"authorization": ""})
         assert nobody.status_code == 401
-        with contextlib.closing(Keeping.open(r.store)) as keeping:
+        with contextlib.closing(Place(r.store).keeping()) as keeping:
             seen = [(x.who, x.detail["found"]) for x in keeping.readings(9)]
         assert seen == [("admin key", False), ("admin key", True)]

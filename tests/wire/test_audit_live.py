@@ -18,7 +18,7 @@ from gateway import gates
 from gateway.auditor import Auditor
 from gateway.errors import StoreError
 from gateway.standing import Standing
-from gateway.store.audits import AuditStore
+from gateway.store.place import Place
 from gateway.tasks import TaskRuntime
 from router.audit import AuditStatus
 from tests.fakes.answers import refuses, student_says, teacher_says
@@ -157,7 +157,7 @@ async def test_labels_wait_for_an_earlier_draw(tmp_path: Path) -> None:
         await asyncio.sleep(0.3)
         r.teacher.handler = teacher_says("apr")
         await ask_many(r, 3)
-        with contextlib.closing(AuditStore.open(r.store)) as store:
+        with contextlib.closing(Place(r.store).audits()) as store:
             done = "SELECT state FROM draws ORDER BY seq"
             states = [s for (s,) in store._db.execute(done)]
         assert len(states) == 4

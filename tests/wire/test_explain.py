@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from gateway import commands
 from gateway.auditor import close_gate
-from gateway.store.audits import AuditStore
+from gateway.store.place import Place
 from tests.fakes.answers import UNSURE, student_says
 from tests.fakes.rig import FAR, IN_DOMAIN, Rig, config_data, rig
 
@@ -62,7 +62,7 @@ async def test_what_would_turn_a_verdict(tmp_path: Path) -> None:
 async def test_a_gate_that_is_shut_is_said(tmp_path: Path) -> None:
     async with rig(tmp_path) as r:
         assert (await as_json(r, tmp_path, IN_DOMAIN))["reason"] == "in_distribution"
-        store = AuditStore.open(r.store)
+        store = Place(r.store).audits()
         close_gate(store, "banking-intents", "incident", "ops", time.time())
         store.close()
         assert (await as_json(r, tmp_path, IN_DOMAIN))["reason"] == "gate_closed"

@@ -18,6 +18,7 @@ from gateway.service import Service
 from gateway.settings import Config
 from gateway.store import probes
 from gateway.store.audits import AuditStore
+from gateway.store.place import Place
 from router.comparator import label
 from router.noise import Comparison, change_p_value
 from tests.fakes.answers import teacher_says
@@ -38,7 +39,7 @@ def probe_file(folder: Path, count: int = 100) -> Path:
 
 
 def events(r: Rig) -> list[str]:
-    with contextlib.closing(AuditStore.open(r.store)) as store:
+    with contextlib.closing(Place(r.store).audits()) as store:
         return [event.kind.value for event in store.events("banking-intents")]
 
 
@@ -108,7 +109,7 @@ async def test_a_dead_teacher_is_probed_again_later(tmp_path: Path) -> None:
 
 
 def test_one_replica_at_a_time_runs_the_set(tmp_path: Path) -> None:
-    one, two = (AuditStore.open(tmp_path / "x.db") for _ in range(2))
+    one, two = (Place(tmp_path / "x.db").audits() for _ in range(2))
 
     def claimed(store: AuditStore, now: float) -> bool:
         with store.transaction():

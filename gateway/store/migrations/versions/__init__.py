@@ -1,0 +1,1 @@
+"""Steps of the Postgres schema, oldest first."""

@@ -1,0 +1,258 @@
+"""Exchanges in Postgres, for several gateways: what each one's SQLite outbox ships.
+
+The connection is made when it is first needed, and again after it broke; while Postgres is away
+every call fails at once, but for one try a second. ``psycopg`` is loaded only where it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import StoreError
+from gateway.store.faults import Fault, WriteError
+from gateway.store.records import Exchange
+from gateway.store.repository import (
+    ATTEMPT_COLUMNS,
+    COLUMNS,
+    DRAW_COLUMNS,
+    Repository,
+    Rows,
+    attempt_values,
+    draw_values,
+    exchange_values,
+)
+
+if TYPE_CHECKING:
+    import psycopg
+
+CONNECT_S = 5
+STATEMENT_S = 30
+RETRY_S = 1.0
+_WRITERS = 7_310_001
+"""The advisory lock of whoever writes what depends on the order of commits."""
+_OPTIONS: dict[str, Any] = {
+    "connect_timeout": CONNECT_S,
+    "application_name": "understudy",
+    "options": f"-c statement_timeout={STATEMENT_S * 1000} -c lock_timeout={STATEMENT_S * 1000}",
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": STATEMENT_S * 1000,
+}
+_FETCH = 500
+
+
+class PostgresDatabase:
+    """A connection that takes SQLite's ``?`` for parameters, and raises ``WriteError``."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: psycopg.Connection[Any] | None = None
+        self._next_try = 0.0
+        self._connecting = threading.Lock()
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether one is open."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            return False
+        return connection.info.transaction_status != 0  # idle
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Rows:
+        """Run one statement.
+
+        Raises:
+            WriteError: Postgres is away, or refuses it.
+        """
+        with self._told():
+            return self._connected().execute(_translated(sql), [_plain(p) for p in parameters])
+
+    def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Rows:
+        """Run one statement for each of several rows."""
+        with self._told():
+            cursor = self._connected().cursor()
+            cursor.executemany(_translated(sql), [[_plain(p) for p in row] for row in parameters])
+            return cursor
+
+    def stream(self, sql: str, parameters: Sequence[Any]) -> Iterator[Any]:
+        """Rows by a cursor on the server, a few hundred at a time."""
+        with self._told(), contextlib.ExitStack() as stack:
+            connection = self._connected()
+            if not self.in_transaction:
+                stack.enter_context(connection.transaction())
+            cursor = stack.enter_context(connection.cursor("understudy_read"))
+            cursor.execute(_translated(sql), [_plain(p) for p in parameters])
+            while rows := cursor.fetchmany(_FETCH):
+                yield from rows
+
+    def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Rows into a table by COPY.
+
+        Source: postgresql.org/docs/current/sql-copy.html.
+        """
+        sql = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
+        with self._told(), self._connected().cursor() as cursor, cursor.copy(sql) as copy:
+            for row in rows:
+                copy.write_row([_plain(value) for value in row])
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            return connection
+        with self._connecting:
+            if self._connection is None or self._connection.closed:
+                self._connection = self._connect()
+            return self._connection
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        import psycopg
+        from psycopg.types.string import TextLoader
+
+        if time.monotonic() < self._next_try:
+            raise WriteError("postgres: it was away a moment ago", Fault.UNAVAILABLE)
+        try:
+            connection = psycopg.connect(
+                self._url, autocommit=True, cursor_factory=psycopg.ClientCursor, **_OPTIONS
+            )
+            # Stored JSON is read by whoever wants it, as SQLite's is.
+            connection.adapters.register_loader("json", TextLoader)
+            return connection
+        except psycopg.Error:
+            self._next_try = time.monotonic() + RETRY_S
+            raise
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        import psycopg
+
+        try:
+            yield
+        except (psycopg.Error, UnicodeError) as error:
+            raise _write_error(error) from None  # the cause may quote the URL
+
+
+class PostgresStore(Repository):
+    """The repository over one Postgres database."""
+
+    errors = (StoreError, TypeError, ValueError)
+    skip_locked = " FOR UPDATE SKIP LOCKED"
+    row_number = "seq"
+    begin_snapshot = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+    contains = "(position(? IN request::text) > 0 OR position(? IN answer::text) > 0)"
+
+    def __init__(self, url: str) -> None:
+        """``url`` as libpq takes it; nothing is connected yet."""
+        self._postgres = PostgresDatabase(url)
+        super().__init__(self._postgres, "postgres")
+
+    def begin(self) -> None:
+        """Open a transaction, alone among writers: numbers of draws come in the order of commits,
+        or an audit that follows them would pass one by."""
+        self._db.execute("BEGIN")
+        self._db.execute("SELECT pg_advisory_xact_lock(?)", (_WRITERS,))
+
+    def error(self, error: Exception) -> WriteError:
+        """What an exception of the database means."""
+        return error if isinstance(error, WriteError) else WriteError(str(error), Fault.UNFIT)
+
+    def streamed(self, sql: str, values: Sequence[Any], bounded: bool) -> Iterator[Any]:
+        """Rows of a query; by a cursor on the server where there may be very many."""
+        return (
+            iter(self._db.execute(sql, values)) if bounded else self._postgres.stream(sql, values)
+        )
+
+    def text_as_stored(self, text: str) -> Any:
+        """A text as it stands within stored JSON."""
+        return super().text_as_stored(text).decode()
+
+    def put(self, exchanges: Iterable[Exchange]) -> int:
+        """Commit exchanges in one transaction, by COPY into a table of the transaction's own and
+        from there; ids already there are left as they are.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            WriteError: nothing of the batch is stored.
+        """
+        rows = list(exchanges)
+        db = self._postgres
+        with self.transaction():
+            for table, columns in _TABLES.items():
+                db.execute(
+                    f"CREATE TEMPORARY TABLE IF NOT EXISTS new_{table} ON COMMIT DELETE ROWS AS "
+                    f"SELECT {', '.join(columns)} FROM {table} WITH NO DATA"
+                )
+            db.copy("new_exchanges", COLUMNS, map(exchange_values, rows))
+            db.copy("new_attempts", _TABLES["attempts"], (
+                attempt_values(e.id, seq, a) for e in rows for seq, a in enumerate(e.attempts)
+            ))  # fmt: skip
+            db.copy("new_draws", DRAW_COLUMNS, (
+                draw_values(e, e.draw) for e in rows if e.draw is not None
+            ))  # fmt: skip
+            new = db.execute(_moved("exchanges", "")).rowcount
+            for table in ("attempts", "draws"):
+                db.execute(_moved(table, _ORDER.get(table, "")))
+        return new
+
+
+_TABLES = {
+    "exchanges": COLUMNS,
+    "attempts": ("exchange_id", "seq", *ATTEMPT_COLUMNS),
+    "draws": DRAW_COLUMNS,
+}
+_ORDER = {"draws": " ORDER BY updated_at, exchange_id"}
+
+
+def _moved(table: str, order: str) -> str:
+    columns = ", ".join(_TABLES[table])
+    return (
+        f"INSERT INTO {table} ({columns}) SELECT {columns} FROM new_{table}{order} "
+        "ON CONFLICT DO NOTHING"
+    )
+
+
+@functools.lru_cache(512)
+def _translated(sql: str) -> Any:
+    """``psycopg`` writes parameters as ``%s``."""
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+def _plain(value: Any) -> Any:
+    """A value as Postgres takes it: JSON as text, truth as a number, no NUL in a text."""
+    if value is True or value is False:
+        return int(value)
+    if isinstance(value, bytes):
+        value = value.decode()
+    return value.replace("\x00", "\ufffd") if isinstance(value, str) and "\x00" in value else value
+
+
+def _write_error(error: Exception) -> WriteError:
+    """What an exception of psycopg means.
+
+    Source: postgresql.org/docs/current/errcodes-appendix.html.
+    """
+    state = getattr(error, "sqlstate", None) or ""
+    kind = state[:2]
+    if state == "53100":
+        fault = Fault.FULL
+    elif kind in {"22", "23"} or isinstance(error, UnicodeError):
+        fault = Fault.UNFIT
+    elif state in {"55P03", "40001", "40P01"}:
+        fault = Fault.BUSY
+    else:
+        fault = Fault.UNAVAILABLE
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return WriteError(f"postgres: {first}", fault)
