@@ -6,6 +6,7 @@ wait for a reviewer otherwise. Saying the same again changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +19,14 @@ from gateway.api.fields import invalid, required
 from gateway.api.request import parse_object
 from gateway.auth import Principal
 from gateway.errors import GatewayError, StoreError
+from gateway.ids import made_at
 from gateway.metrics import Metrics
 from gateway.offload import Offload
 from gateway.store.feedback import Feedback, FeedbackState, FeedbackStore
 from gateway.tasks import Tasks
 
 PATH = "/v1/feedback"
+YOUNG_S = 30.0
 LONGEST = 64 << 10
 LONGEST_COMMENT = 2000
 _PREFIXES = ("chatcmpl-", "cmpl-", "resp_")
@@ -96,6 +99,8 @@ class FeedbackDesk:
     store: FeedbackStore
     metrics: Metrics
     offload: Offload
+    patience_s: float = 0.0
+    """Where exchanges are shipped, the latest may be on their way still."""
 
     async def take(self, raw: bytes, principal: Principal) -> dict[str, Any]:
         """Keep it; what the client is told.
@@ -106,7 +111,7 @@ class FeedbackDesk:
         """
         said = parse_feedback(raw)
         try:
-            feedback, fresh = await self.offload.run(self._keep, said, principal, time.time())
+            feedback, fresh = await self._kept(said, principal)
         except StoreError as error:
             message = f"The store does not answer: {error}"
             raise GatewayError("store_unavailable", message) from error
@@ -119,6 +124,18 @@ class FeedbackDesk:
             "rating": feedback.rating,
             "state": feedback.state.value,
         }
+
+    async def _kept(self, said: Said, principal: Principal) -> tuple[Feedback, bool]:
+        until = time.monotonic() + self.patience_s
+        while True:
+            now = time.time()
+            try:
+                return await self.offload.run(self._keep, said, principal, now)
+            except GatewayError as error:
+                young = 0 <= now - made_at(said.exchange_id) < YOUNG_S
+                if error.code != "exchange_not_found" or not young or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(0.2)
 
     def _keep(self, said: Said, principal: Principal, now: float) -> tuple[Feedback, bool]:
         with self.store.transaction():

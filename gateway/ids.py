@@ -36,3 +36,11 @@ _randomness = _Randomness()
 def new_id() -> str:
     """48 bits of Unix milliseconds and 80 random bits, in hex: 32 characters that sort by time."""
     return f"{time.time_ns() // 1_000_000:012x}{_randomness.take().hex()}"
+
+
+def made_at(id_: str) -> float:
+    """Unix seconds at which ``new_id`` made it; 0 where it did not."""
+    try:
+        return int(id_[:12], 16) / 1000
+    except ValueError:
+        return 0.0

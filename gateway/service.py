@@ -67,6 +67,7 @@ _PARSERS: Mapping[Api, Callable[[bytes], ApiRequest]] = {
     Api.COMPLETIONS: parse_completions,
     Api.RESPONSES: parse_responses,
 }
+SHIPPING_S = 5.0
 JUDGING_THREADS = 2
 """Threads for the sentence encoder, which releases the interpreter's lock while it computes."""
 
@@ -167,7 +168,9 @@ class Service:
         sweeper = Sweeper(self.tasks, keeping, self.metrics, offload)
         said = place.feedback()
         stack.callback(said.close)
-        self.feedback = FeedbackDesk(self.tasks, said, self.metrics, offload)
+        self.feedback = FeedbackDesk(
+            self.tasks, said, self.metrics, offload, SHIPPING_S if place.shared else 0.0
+        )
         self.readings = Readings(reader, keeping, offload)
         await sharer.share()  # what was spent before a restart counts from the first request on
         workers: list[Worker] = [

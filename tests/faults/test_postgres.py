@@ -1,0 +1,344 @@
+"""Postgres stops, is slow, is full, or has no connection left: serving never does, and everything
+that was acknowledged arrives there once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from gateway.store.migrating import upgrade
+from gateway.store.place import Place
+from gateway.store.postgres import PostgresStore
+from gateway.store.records import Filter
+from gateway.store.repository import COLUMNS, exchange_values
+from gateway.store.sqlite import SqliteStore
+from tests.fakes.postgres import Postgres
+from tests.fakes.process import GatewayProcess, gateway_process
+from tests.fakes.rig import SECRETS
+from tests.faults.kills import Witness, agreeing_upstreams, kill_often, one_answer, under_load
+from tests.faults.tcp import TcpProxy
+from tests.unit.test_store import EXCHANGE
+
+URL = "POSTGRES_URL"
+KILLS = 12
+"""``make bench-kills POSTGRES=1`` does it 50 times."""
+
+
+@dataclass(slots=True)
+class Shipping:
+    """Gateways before one Postgres."""
+
+    server: Postgres
+    folder: Path
+    data: dict[str, Any]
+    stack: AsyncExitStack
+    witness: Witness = field(default_factory=Witness)
+    gateways: list[GatewayProcess] = field(default_factory=list)
+
+    async def gateway(self, name: str = "g", url: str | None = None) -> GatewayProcess:
+        """One more of them, with an outbox of its own."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        data = {**self.data, "store": f"sqlite:///{folder / 'understudy.db'}",
+                "postgres": {"url_env": URL}}  # fmt: skip
+        env = {URL: url or self.server.url}
+        gateway = await self.stack.enter_async_context(gateway_process(folder, data, env=env))
+        self.gateways.append(gateway)
+        return gateway
+
+    async def asked(self, gateway: GatewayProcess, count: int) -> None:
+        """Some answers; each must come, and be acknowledged."""
+        seen = Witness()
+        async with gateway.client() as client:
+            for number in range(count):
+                await one_answer(client, number, seen)
+        assert len(seen.ended) == count
+        self.witness.ended |= seen.ended
+
+    def outbox(self, name: str = "g") -> int:
+        """What waits there."""
+        path = self.folder / name / "understudy.db"
+        with contextlib.closing(SqliteStore.read_only(path)) as store:
+            return store.count(Filter())
+
+    def ids(self) -> list[str]:
+        """What Postgres has, as often as it has it."""
+        return [row[0] for row in self.server.execute("SELECT id FROM exchanges")]
+
+    async def arrived(self, seconds: float = 60.0) -> None:
+        """Everything acknowledged is in Postgres, once, and the outboxes are empty."""
+        async with asyncio.timeout(seconds):
+            while any(self.outbox(gateway.log.parent.name) for gateway in self.gateways):
+                await asyncio.sleep(0.1)
+        stored = self.ids()
+        assert len(stored) == len(set(stored))
+        missing = self.witness.ended - set(stored)
+        assert not missing, f"{len(missing)} of {len(self.witness.ended)} are lost"
+
+
+@pytest.fixture
+async def shipping(tmp_path: Path, database: Postgres) -> AsyncIterator[Shipping]:
+    async with AsyncExitStack() as stack:
+        data = await stack.enter_async_context(agreeing_upstreams(tmp_path / "unused.db"))
+        yield Shipping(database, tmp_path, data, stack)
+
+
+async def test_exchanges_go_to_postgres_and_leave_the_outbox(shipping: Shipping) -> None:
+    gateway = await shipping.gateway()
+    await shipping.asked(gateway, 60)
+    await shipping.arrived()
+    with contextlib.closing(PostgresStore(shipping.server.url)) as store:
+        rows = list(store.read(Filter()))
+        assert {row.served_by for row in rows} == {"student", "teacher"}
+        assert all(row.answer and row.attempts for row in rows)
+        drawn = [row for row in rows if row.draw is not None]
+        assert drawn
+    async with gateway.client() as client:
+        metrics = (await client.get("/metrics")).text
+        assert "understudy_outbox_shipped_total 60.0" in metrics
+        # What is asked for by id is found wherever it is by now.
+        await one_answer(client, 0, shipping.witness)
+        request_id = max(shipping.witness.ended)
+        said = await client.post("/v1/feedback", json={"request_id": request_id, "rating": "up"})
+        assert said.status_code == 200, said.text
+
+
+async def test_an_outage_stops_nothing_and_loses_nothing(shipping: Shipping) -> None:
+    gateway = await shipping.gateway()
+    await shipping.asked(gateway, 20)
+    async with under_load(gateway, shipping.witness):
+        await asyncio.sleep(1)
+        shipping.server.stop()
+        await asyncio.sleep(4)
+        waiting = shipping.outbox()
+        assert waiting > 20
+        shipping.server.start()
+        await asyncio.sleep(1)
+    assert shipping.witness.cut == 0
+    await shipping.arrived()
+    assert len(shipping.witness.ended) > waiting
+
+
+async def test_a_gateway_starts_without_postgres_and_ships_the_backlog(shipping: Shipping) -> None:
+    gateway = await shipping.gateway()
+    await shipping.asked(gateway, 5)
+    shipping.server.stop()
+    await shipping.asked(gateway, 20)
+    gateway.kill()
+    await gateway.process.wait()
+    again = await shipping.gateway()
+    await shipping.asked(again, 10)  # the audit cannot be read: the teacher serves
+    assert shipping.outbox() >= 30
+    shipping.server.start()
+    await shipping.arrived()
+    # And the schema comes by itself where nobody was there to make it.
+    assert shipping.server.execute("SELECT version_num FROM alembic_version") == [("0002",)]
+
+
+async def test_a_slow_postgres_slows_no_answer(shipping: Shipping) -> None:
+    proxy = TcpProxy(shipping.server.port)
+    await shipping.stack.enter_async_context(proxy.running())
+    url = shipping.server.url.replace(str(shipping.server.port), str(proxy.port))
+    gateway = await shipping.gateway(url=url)
+    proxy.delay_s = 0.5
+    async with asyncio.timeout(20):
+        await shipping.asked(gateway, 60)
+    proxy.delay_s, proxy.hanging = 0.0, True
+    async with asyncio.timeout(20):
+        await shipping.asked(gateway, 60)
+    proxy.hanging = False
+    proxy.cut()
+    await shipping.arrived()
+
+
+async def test_a_cut_connection_ships_again_and_once(shipping: Shipping) -> None:
+    proxy = TcpProxy(shipping.server.port, delay_s=0.002)
+    await shipping.stack.enter_async_context(proxy.running())
+    url = shipping.server.url.replace(str(shipping.server.port), str(proxy.port))
+    gateway = await shipping.gateway(url=url)
+    rng = random.Random(3)
+    async with under_load(gateway, shipping.witness):
+        for _ in range(25):
+            await asyncio.sleep(rng.uniform(0.02, 0.3))
+            proxy.cut()
+    assert shipping.witness.cut == 0
+    await shipping.arrived()
+
+
+async def test_no_connection_left_is_an_outage_like_another(shipping: Shipping) -> None:
+    gateway = await shipping.gateway()
+    with contextlib.ExitStack() as taken:
+        shipping.server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'understudy'"
+        )
+        with pytest.raises(psycopg.OperationalError):
+            while True:
+                taken.enter_context(psycopg.connect(shipping.server.url))
+        await shipping.asked(gateway, 30)
+        assert shipping.outbox() == 30
+    await shipping.arrived()
+
+
+def _mounted(folder: Path, megabytes: int) -> Callable[[], None]:
+    """A small file system; skips where the machine does not let us."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here: needs root and mount(2)")
+
+    def unmount() -> None:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+    return unmount
+
+
+async def test_a_full_postgres_is_an_outage_like_another(
+    shipping: Shipping, tmp_path: Path
+) -> None:
+    """Its tables lie on a file system of a few megabytes, which somebody else fills."""
+    small = shipping.server.folder / "small"
+    small.mkdir(exist_ok=True)
+    unmount = _mounted(small, 24)
+    try:
+        space = small / "space"
+        space.mkdir()
+        if shipping.server.user is not None:
+            subprocess.run(["chown", "-R", shipping.server.user, str(space)], check=True)
+        shipping.server.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
+        shipping.server.execute("ALTER DATABASE postgres SET default_tablespace = small")
+        gateway = await shipping.gateway()
+        await shipping.asked(gateway, 10)
+        await shipping.arrived()
+        fill = small / "fill"
+        with contextlib.suppress(OSError), fill.open("wb") as handle:
+            while True:
+                handle.write(b"x" * 65536)
+        await shipping.asked(gateway, 400)
+        assert shipping.outbox() > 0
+        assert "No space left" in gateway.log.read_text()
+        fill.unlink()
+        await shipping.arrived()
+    finally:
+        for running in shipping.gateways:
+            running.kill()
+            await running.process.wait()
+        shipping.server.execute("ALTER DATABASE postgres RESET default_tablespace")
+        shipping.server.fresh()
+        shipping.server.execute("DROP TABLESPACE IF EXISTS small")
+        unmount()
+
+
+@pytest.mark.timeout(600)
+async def test_kills_with_shipping_lose_nothing_and_double_nothing(
+    tmp_path: Path, database: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SECRETS, URL, database.url)
+    store = tmp_path / "understudy.db"
+    async with agreeing_upstreams(store) as data:
+        data["postgres"] = {"url_env": URL}
+        toll = await kill_often(tmp_path, data, KILLS, random.Random(5))
+        async with gateway_process(tmp_path, data):
+            async with asyncio.timeout(60):
+                with contextlib.closing(SqliteStore.read_only(store)) as outbox:
+                    while outbox.count(Filter()):
+                        await asyncio.sleep(0.1)
+    stored = [row[0] for row in database.execute("SELECT id FROM exchanges")]
+    assert len(stored) == len(set(stored))
+    assert len(toll.witness.ended) > 10 * KILLS
+    assert not toll.witness.ended - set(stored)
+    (half,) = database.execute(
+        "SELECT count(*) FROM exchanges e WHERE status = 'complete' AND (answer IS NULL OR "
+        "NOT EXISTS (SELECT 1 FROM attempts a WHERE a.exchange_id = e.id))"
+    )[0]
+    assert half == 0
+
+
+async def test_two_gateways_share_draws_audit_and_spend(shipping: Shipping) -> None:
+    shipping.data["tasks"][0]["risk"] = {"draw_rate": 1.0}
+    one, two = await shipping.gateway("one"), await shipping.gateway("two")
+    await asyncio.gather(shipping.asked(one, 60), shipping.asked(two, 60))
+    await shipping.arrived()
+    async with asyncio.timeout(60):
+        while shipping.server.execute("SELECT 1 FROM draws WHERE state = 'pending'"):
+            await asyncio.sleep(0.1)
+    ((draws, done),) = shipping.server.execute(
+        "SELECT count(*), count(*) FILTER (WHERE tries = 1) FROM draws"
+    )
+    assert draws == done > 100  # each was asked for once, whoever asked
+    async with asyncio.timeout(30):
+        while True:
+            sql = "SELECT sum(labels), count(*) FROM audits"
+            ((labels, epochs),) = shipping.server.execute(sql)
+            expected = shipping.server.execute(
+                "SELECT count(*) FROM draws d JOIN exchanges e ON e.id = d.exchange_id "
+                "WHERE e.served_by = 'student' AND e.reason = 'in_distribution'"
+            )[0][0]
+            if (labels, epochs) == (expected, 1):
+                break
+            await asyncio.sleep(0.1)
+    assert expected > 30
+
+
+def old_gateway(server: Postgres, name: str) -> None:
+    """What a gateway of before draws had leases writes."""
+    columns, row = ", ".join(COLUMNS), exchange_values(replace(EXCHANGE, id=name, draw=None))
+    marks = ", ".join(["%s"] * len(COLUMNS))
+    with psycopg.connect(server.url, cursor_factory=psycopg.ClientCursor) as connection:
+        values = [value.decode() if isinstance(value, bytes) else value for value in row]
+        connection.execute(f"INSERT INTO exchanges ({columns}) VALUES ({marks})".encode(), values)
+        connection.execute(
+            "INSERT INTO draws (exchange_id, task, p, wants, state, tries, updated_at) "
+            "VALUES (%s, 't', 0.5, 'student', 'pending', 0, 1)",
+            [name],
+        )
+
+
+async def test_neighbouring_schemas_work_side_by_side(shipping: Shipping) -> None:
+    """A gateway of before the last step writes what it knows, before and after the step."""
+    server = shipping.server
+    assert upgrade(server.url, "0001") == "0001"
+    # The new one serves and ships before anybody upgraded the schema...
+    shipping.data["tasks"][0]["risk"] = {"draw_rate": 0.0}
+    folder = shipping.folder / "g"
+    folder.mkdir()
+    data = {**shipping.data, "store": f"sqlite:///{folder / 'understudy.db'}",
+            "postgres": {"url_env": URL, "migrate": False}}  # fmt: skip
+    running = gateway_process(folder, data, env={URL: server.url})
+    gateway = await shipping.stack.enter_async_context(running)
+    shipping.gateways.append(gateway)
+    old_gateway(server, "old-before")
+    await shipping.asked(gateway, 20)
+    await shipping.arrived()
+    # ... somebody does, under load, and the old one goes on.
+    async with under_load(gateway, shipping.witness):
+        assert await asyncio.to_thread(upgrade, server.url) == "0002"
+        await asyncio.sleep(0.5)
+    old_gateway(server, "old-after")
+    assert shipping.witness.cut == 0
+    await shipping.arrived()
+    with contextlib.closing(Place(folder / "x.db", server.url).repository()) as store:
+        claimed = {job.exchange_id for job in store.claim_draws(10, 1e12, 60.0)}
+    assert claimed >= {"old-before", "old-after"}
+
+
+def test_a_schema_of_the_future_is_left_alone(database: Postgres) -> None:
+    upgrade(database.url)
+    database.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert upgrade(database.url) == "9999"
+
+
+def test_a_wrong_url_is_told_without_its_password() -> None:
+    store = PostgresStore("postgresql://app:hunter2@127.0.0.1:9/none")
+    with pytest.raises(Exception, match="postgres: ") as told:
+        store.count(Filter())
+    assert "hunter2" not in str(told.value)
