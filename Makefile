@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-keys bench-kills bench-soak bench-workers clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-outage bench-kills bench-soak bench-workers clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -122,8 +122,14 @@ bench-soak: .venv/.ready  ## A million requests, and whether memory stays flat (
 bench-workers: .venv/.ready  ## What several workers over one store cost each other
 	$(BIN)/python -m tests.bench.workers
 
-bench-kills: .venv/.ready  ## 200 times kill -9 under load: acknowledged is stored (KILLS=200)
-	mkdir -p var && $(BIN)/python -m tests.bench.kills --kills $(or $(KILLS),200)
+bench-capture: .venv/.ready  ## What durable capture costs an answer, and what the stores take
+	mkdir -p var && $(BIN)/python -m tests.bench.capture
+
+bench-kills: .venv/.ready  ## 200 times kill -9 under load: acknowledged is stored (KILLS=200 POSTGRES=1)
+	mkdir -p var && $(BIN)/python -m tests.bench.kills --kills $(or $(KILLS),200) $(if $(POSTGRES),--postgres)
+
+bench-outage: .venv/.ready  ## Postgres away under load, and everything arrives once (MINUTES=10)
+	mkdir -p var && $(BIN)/python -m tests.bench.outage --minutes $(or $(MINUTES),10)
 
 bench-keys: .venv/.ready  ## Whether the time of a key's comparison tells anything
 	$(BIN)/python -m tests.bench.keytime

@@ -208,5 +208,6 @@ async def test_overrides_by_header_and_by_name(tmp_path: Path, stream: bool) -> 
 
 
 def test_no_reason_is_left_out() -> None:
+    """Reason.IMPORTED is no request's: ``test_captures_use.py`` has it."""
     source = Path(__file__).read_text()
     assert not [reason for reason in Reason if f"Reason.{reason.name}" not in source]
