@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-outage bench-kills bench-soak bench-workers clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -130,6 +130,9 @@ bench-kills: .venv/.ready  ## 200 times kill -9 under load: acknowledged is stor
 
 bench-outage: .venv/.ready  ## Postgres away under load, and everything arrives once (MINUTES=10)
 	mkdir -p var && $(BIN)/python -m tests.bench.outage --minutes $(or $(MINUTES),10)
+
+bench-store: .venv/.ready  ## Millions of exchanges in SQLite and Postgres (ROWS=5000000)
+	mkdir -p var && $(BIN)/python -m tests.bench.store --rows $(or $(ROWS),5000000)
 
 bench-keys: .venv/.ready  ## Whether the time of a key's comparison tells anything
 	$(BIN)/python -m tests.bench.keytime

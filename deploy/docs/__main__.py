@@ -17,7 +17,8 @@ _ADMIN = (
     '- `POST /admin/tasks/{name}/gate` with `{"open": true or false, "note": "why"}`: an '
     "operator's word. It is in force here at once, on other replicas of the store within two "
     "seconds. What an operator closed stays closed over new versions; what the audit closed opens "
-    "by this, or with a newly certified version.\n\n"
+    "by this, or with a newly certified version.\n"
+    "- `GET /admin/exchanges/{id}`: one exchange in full; that somebody looked is recorded first.\n\n"
     "`understudy gate` does the same through the store. Events, also counted in "
     "`understudy_events_total`:"
 )
@@ -34,7 +35,7 @@ PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "http.md": (
         "# HTTP reference\n\n`POST /v1/chat/completions` (JSON and SSE), `GET /v1/models`, "
         "`GET /v1/models/{id}`, `GET /healthz`\n(the process is up), `GET /readyz` (it can serve), "
-        "`GET /metrics` (Prometheus); `POST` to each of `passthrough_paths`.\n\nThe `model` of a request is a task's name, "
+        "`GET /metrics` (Prometheus); `POST /v1/feedback` ([what is kept](keeping.md)); `POST` to each of `passthrough_paths`.\n\nThe `model` of a request is a task's name, "
         "`task:teacher`, `task:student`, a model name that a task\nclaims (`match`), or, with "
         "`default.passthrough`, any other. Every error is OpenAI's object\n`{\"error\": {\"message\", "
         "\"type\", \"param\", \"code\"}}`.",

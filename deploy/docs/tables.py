@@ -68,8 +68,9 @@ RESPONSE_HEADERS: Mapping[str, str] = {
     "x-understudy-threshold": "The certified threshold on that score.",
     "x-understudy-student": "Student version.",
     "x-understudy-router": "Version and digest of the routing artefact.",
-    "x-understudy-captured": "`yes`, `no`, or `pending` on streams: there an exchange that could "
-    "not be stored is marked by the comment `: understudy-captured no` before the end.",
+    "x-understudy-captured": "`yes`, `no`, `partial` (a student's, without request and answer, for want of "
+    "room), or `pending` on streams: there an exchange that is not, or not wholly, stored is marked by the "
+    "comment `: understudy-captured no` (or `partial`) before the end.",
     "x-should-retry": "`false` where our own retries are used up; the SDKs obey it.",
     "retry-after": "Passed on from the teacher.",
 }

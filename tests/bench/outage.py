@@ -77,8 +77,10 @@ async def _run(folder: Path, server: Postgres, seconds: float) -> None:
         print(f"Postgres {'there' if there else 'away '}: {len(times)} answers, "
               f"p50 {statistics.median(times):.1f} ms, "
               f"p99 {times[int(len(times) * 0.99)]:.1f} ms")  # fmt: skip
-    print(f"away for {seconds:.0f} s: {waiting} exchanges waited, shipped in {shipped:.1f} s under "
-          f"load; all {len(seen.witness.ended)} acknowledged arrived once, no request failed")  # fmt: skip
+    print(
+        f"away for {seconds:.0f} s: {waiting} exchanges waited, shipped in {shipped:.1f} s under "
+        f"load; all {len(seen.witness.ended)} acknowledged arrived once, no request failed"
+    )
 
 
 async def _client(gateway: GatewayProcess, number: int, seen: Seen, over: asyncio.Event) -> None:
