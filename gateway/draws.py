@@ -102,7 +102,7 @@ class DrawWorker:
             second = await ask(task, job)
             agrees = None if second is None else await self._agree(task, job, second.answer)
         except GatewayError as error:  # the teacher refuses this request, and always will
-            log("draw_refused", id=job.exchange_id, error=str(error))
+            log("draw_refused", id=job.exchange_id, error=error.code)
             state = DrawState.FAILED
         except (TeacherDown, StudentFault, UpstreamError, TimeoutError) as error:
             log("draw_failed", id=job.exchange_id, wants=job.wants, error=str(error))

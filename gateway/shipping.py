@@ -61,7 +61,7 @@ class Shipper:
         """One batch: how many exchanges left the outbox; None where Postgres does not take them."""
         try:
             batch = self._batch()
-            self.metrics.outbox.set(len(batch) if len(batch) < BATCH else self.outbox.last_row())
+            self.metrics.outbox.set(self.outbox.backlog())
             if not batch:
                 return 0
             self.postgres.put(batch)

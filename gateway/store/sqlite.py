@@ -129,6 +129,12 @@ class SqliteStore(Repository):
         ids = [row[0] for row in self._db.execute(sql, (limit,))]
         return self.of_ids(ids)
 
+    def backlog(self) -> int:
+        """About how many exchanges there are, at no cost: what is between the first row and the
+        last."""
+        sql = "SELECT coalesce(max(rowid) - min(rowid) + 1, 0) FROM exchanges"
+        return int(self._db.execute(sql).fetchone()[0])
+
     def used_bytes(self) -> int:
         """What rows take of the file; pages that were freed are room."""
         pages, free, size = (

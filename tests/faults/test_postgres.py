@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -24,10 +25,11 @@ from gateway.store.repository import COLUMNS, exchange_values
 from gateway.store.sqlite import SqliteStore
 from tests.fakes.postgres import Postgres
 from tests.fakes.process import GatewayProcess, gateway_process
-from tests.fakes.rig import SECRETS
+from tests.fakes.rig import FAR, SECRETS
 from tests.faults.kills import Witness, agreeing_upstreams, kill_often, one_answer, under_load
 from tests.faults.tcp import TcpProxy
 from tests.unit.test_store import EXCHANGE
+from tests.wire.test_captures_cli import understudy
 
 URL = "POSTGRES_URL"
 KILLS = 12
@@ -342,3 +344,53 @@ def test_a_wrong_url_is_told_without_its_password() -> None:
     with pytest.raises(Exception, match="postgres: ") as told:
         store.count(Filter())
     assert "hunter2" not in str(told.value)
+
+
+async def test_the_commands_work_on_postgres(
+    shipping: Shipping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(URL, shipping.server.url)
+    gateway = await shipping.gateway()
+    config = str(gateway.config)
+    async with gateway.client() as client:
+        for number in range(6):
+            user = "jane" if number % 2 else "bob"
+            chat = [{"role": "user", "content": f"{FAR} canary-{user}"}]
+            body = {"model": "banking-intents", "user": user, "messages": chat}
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    async with asyncio.timeout(20):
+        while shipping.outbox():
+            await asyncio.sleep(0.1)
+
+    async def told(*arguments: str) -> str:
+        done = await understudy(*arguments, "--config", config)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    status = json.loads(await told("db", "status"))
+    assert status == {"outbox": 0, "postgres": 6}
+    assert "at revision 0002" in await told("db", "upgrade")
+    listed = [json.loads(x) for x in (await told("captures", "list", "--json")).splitlines()]
+    assert len(listed) == 6
+    found = await told("captures", "list", "--json", "--grep", "canary-jane")
+    assert len(found.splitlines()) == 3
+    shown = json.loads(await told("captures", "show", listed[0]["id"]))
+    assert shown["answer"]["choices"]
+    numbers = json.loads(await told("captures", "stats", "--json"))["banking-intents"]
+    assert (numbers["requests"], numbers["complete"]) == (6, 6)
+    out = shipping.folder / "rows.jsonl"
+    await told("captures", "export", "--out", str(out))
+    assert out.read_text().count("canary-jane") == 3
+    log = shipping.folder / "log.jsonl"
+    log.write_text(json.dumps({"text": "what is my apr", "label": "apr"}) + "\n")
+    for new in (1, 0):
+        said = await told("captures", "import", str(log), "--task", "banking-intents")
+        assert said == f"1 lines, {new} new exchanges, 0 left out\n"
+    assert len((await told("review", "list")).splitlines()) > 0
+    assert "3 exchanges deleted" in await told("captures", "forget", "--user", "jane")
+    assert out.read_text().count("canary-jane") == 0
+    assert shipping.server.execute("SELECT count(*) FROM exchanges") == [(4,)]
+    assert len((await told("captures", "reads")).splitlines()) >= 5
+    assert "banking-intents" in await told("gate", "show")
+    await told("keys", "revoke", "plain", "--note", "lost")
+    assert shipping.server.execute("SELECT principal FROM revoked_keys") == [("plain",)]
