@@ -105,7 +105,8 @@ class DrawWorker:
             log("draw_refused", id=job.exchange_id, error=error.code)
             state = DrawState.FAILED
         except (TeacherDown, StudentFault, UpstreamError, TimeoutError) as error:
-            log("draw_failed", id=job.exchange_id, wants=job.wants, error=str(error))
+            why = error.error.code if isinstance(error, TeacherDown) else str(error)
+            log("draw_failed", id=job.exchange_id, wants=job.wants, error=why)
         if second is None or agrees is None:
             return Draw(0.0, job.wants, state, tries)
         answer = task.scrubber.second_answer(job.request, second.answer)

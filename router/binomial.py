@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 
 def upper_bound(errors: int, rows: int, delta: float) -> float:
@@ -10,11 +10,11 @@ def upper_bound(errors: int, rows: int, delta: float) -> float:
     all rows, or none at all, are errors."""
     if errors >= rows:
         return 1.0
-    return float(beta.ppf(1.0 - delta, errors + 1, rows - errors))
+    return float(betaincinv(errors + 1, rows - errors, 1.0 - delta))
 
 
 def lower_bound(errors: int, rows: int, delta: float) -> float:
     """The share that so many errors exclude from below, wrong with probability ``delta``."""
     if not errors:
         return 0.0
-    return float(beta.ppf(delta, errors, rows - errors + 1))
+    return float(betaincinv(errors, rows - errors + 1, delta))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
+from scipy.special import betaincc
 
 from router.betting import effective_sample_size, spent_delta, weighted_risk_p_value
 from router.comparator import Name
@@ -161,7 +161,7 @@ def threshold_grid(combine_scores: Floats, budget: Budget, calibration_rows: int
 
 def risk_p_value(n: int, k: int, alpha: float) -> float:
     """P(Bin(n, alpha) <= k): p-value of 'risk > alpha' after k disagreements in n served rows."""
-    return float(binom.cdf(k, n, alpha)) if n else 1.0
+    return float(betaincc(k + 1, n - k, alpha)) if k < n else 1.0
 
 
 def certify(rows: Calibration, grid: Floats, budget: Budget) -> Certificate:

@@ -12,7 +12,6 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from router.errors import FitError
@@ -51,6 +50,8 @@ class Logistic:
         Raises:
             FitError: only one outcome occurs.
         """
+        from scipy.optimize import minimize
+
         if outcome.all() or not outcome.any():
             raise FitError("both outcomes must occur to fit a logistic regression")
         self.mean_ = features.mean(axis=0).astype(np.float64)

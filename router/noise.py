@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from scipy.stats import fisher_exact
-
 from router.binomial import lower_bound
 
 MIN_PROMPTS = 100
@@ -49,6 +47,8 @@ class Comparison:
 def change_p_value(floor: Comparison, today: Comparison) -> float:
     """P-value of 'today's run disagrees with the first no more often than the second did'
     (Fisher's exact test, one-sided)."""
+    from scipy.stats import fisher_exact  # half of a gateway's start, if loaded there
+
     table = [
         [today.disagreements, today.prompts - today.disagreements],
         [floor.disagreements, floor.prompts - floor.disagreements],
