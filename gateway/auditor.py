@@ -14,10 +14,10 @@ from gateway.errors import StoreError
 from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.offload import Offload
-from gateway.settings import Risk
 from gateway.standing import Standing
 from gateway.store.audits import ANY_VERSION, AuditStore, Claim, Epoch, EventKind, GateRow, LabelRow
 from gateway.store.records import DrawState
+from gateway.task_settings import Risk
 from gateway.tasks import TaskRuntime, Tasks
 from router.audit import Audit, AuditStatus
 from router.drift import BLOCK, Drift, compare

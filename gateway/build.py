@@ -9,8 +9,9 @@ from gateway.errors import ConfigError
 from gateway.judging import gate_closed
 from gateway.retry_budget import RetryBudget
 from gateway.scrub import Scrubber
-from gateway.settings import Config, Task, redaction_rules
+from gateway.settings import Config
 from gateway.slots import Slots
+from gateway.task_settings import Task, redaction_rules
 from gateway.tasks import StudentRuntime, TaskRuntime, TeacherRuntime, TeacherUpstream
 from gateway.upstream import Upstream
 from router.encoder import Encoders, load_encoders

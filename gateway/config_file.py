@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gateway.errors import ConfigError
-from gateway.settings import Config, Task
+from gateway.settings import Config
 from gateway.store.place import Place
+from gateway.task_settings import Task
 
 
 def load_config(path: Path) -> Config:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gateway.api.request import Api, ApiRequest
 from gateway.formats import checkable
-from gateway.settings import Student, Task
+from gateway.task_settings import Student, Task
 from router.judge import DecodeProfile
 
 BYTES_PER_TOKEN = 3

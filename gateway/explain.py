@@ -16,9 +16,10 @@ from gateway.eligibility import unsupported
 from gateway.errors import ConfigError, StoreError
 from gateway.gate import Gate
 from gateway.judging import gate_closed
-from gateway.settings import Config, Task
+from gateway.settings import Config
 from gateway.store.audits import AuditStore
 from gateway.student import StudentFault, ask_student, student_body
+from gateway.task_settings import Task
 from gateway.upstream import Upstream, open_session
 from gateway.verdict import Reason, ServedBy
 from router.encoder import load_encoders

@@ -17,8 +17,8 @@ import typer
 from gateway.auditor import audit_of, close_gate, open_gate, standing_of
 from gateway.config_file import environment, find_task, load_config, place_of, store_path
 from gateway.errors import ConfigError, StoreError
-from gateway.settings import Risk
 from gateway.store.audits import AuditStore, Claim
+from gateway.task_settings import Risk
 from router.artefact import load_artefact
 from router.errors import RouterError
 

@@ -25,10 +25,10 @@ import orjson
 from gateway.api.chat import chat_request
 from gateway.errors import GatewayError
 from gateway.scrub import Scrubber, end_user_of
-from gateway.settings import Task
 from gateway.store.records import Attempt, Exchange, Status
 from gateway.store.repository import Repository
 from gateway.streams.whole import is_whole
+from gateway.task_settings import Task
 from gateway.verdict import Reason, ServedBy
 from router.template import fingerprint
 

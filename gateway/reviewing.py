@@ -20,13 +20,13 @@ from gateway.config_file import environment, find_task, load_config, place_of
 from gateway.errors import ConfigError, StoreError
 from gateway.review_queue import Item, queue
 from gateway.scrub import Scrubber
-from gateway.settings import Task
 from gateway.showing import prompt_of
 from gateway.store.feedback import OPERATOR, Feedback, FeedbackState, FeedbackStore
 from gateway.store.keeping import Reading
 from gateway.store.records import Exchange, Filter
 from gateway.store.repository import Repository
 from gateway.streams.whole import answer_text
+from gateway.task_settings import Task
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False,

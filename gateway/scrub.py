@@ -9,8 +9,8 @@ from typing import Any
 
 import jsonpath
 
-from gateway.settings import Task, redaction_rules
 from gateway.store.records import Exchange
+from gateway.task_settings import Task, redaction_rules
 from router.redact import LaterNames, Names, Redactor
 
 _TOKEN_LISTS = ("content", "refusal")

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from gateway import catalogue
 from gateway.admin import Admin
 from gateway.allowance import Allowances
 from gateway.api.chat import parse_chat
@@ -146,7 +147,7 @@ class Service:
         self.auditor = Auditor(self.tasks, audits, self.metrics, books.wake_audit, offload)
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
-        self._announce()
+        catalogue.announce(self.tasks, self.metrics)
         self.metrics.store_set_aside.set(len(set_aside(place.path)))
         own = reader
         if place.shared:
@@ -225,26 +226,16 @@ class Service:
             take_over(self.tasks.get(task.name), task)
             if task.standing is None:  # no request may meet a gate that nobody looked at
                 await self.auditor.look(task)
-        self._forget_gone(tasks)
+        catalogue.forget_gone(self.tasks, tasks, self.metrics)
         self.config, self._secrets = config, secrets
         self._keyring = Keyring(config.keys, secrets)
         self.tasks.replace(config, tasks)
         self.passthrough = replace(self.passthrough, default=self.tasks.default)
         self._make_admin()
-        self._announce()
+        catalogue.announce(self.tasks, self.metrics)
         self.metrics.reloads.labels("taken").inc()
         log("reloaded", tasks=[task.name for task in tasks], needs_restart=fixed)
         return []
-
-    def _forget_gone(self, tasks: Sequence[TaskRuntime]) -> None:
-        """A version that is no longer in service must not go on as one in the metrics."""
-        staying = {(t.name, t.judge.version) for t in tasks if t.judge is not None}
-        for task in self.tasks:
-            if task.judge is None or task.student is None:
-                continue
-            if (task.name, task.judge.version) not in staying:
-                model = task.student.settings.model
-                self.metrics.forget_student(task.name, model, task.judge.version)
 
     def enter(self, incoming: Incoming) -> Principal:
         """Who asks, counted as in flight until ``leave``.
@@ -319,7 +310,7 @@ class Service:
 
     def models(self, authorization: str | None) -> dict[str, Any]:
         """``GET /v1/models``: what a key may ask for."""
-        return {"object": "list", "data": [_model(n) for n in self._names(authorization)]}
+        return catalogue.models(self.tasks, self._keyring.principal(authorization))
 
     def model(self, authorization: str | None, name: str) -> dict[str, Any]:
         """``GET /v1/models/{id}``.
@@ -327,17 +318,7 @@ class Service:
         Raises:
             GatewayError: ``model_not_found``.
         """
-        known = self._names(authorization)
-        if name.removesuffix(":teacher").removesuffix(":student") not in known:
-            raise GatewayError("model_not_found", f"The model '{name}' does not exist.")
-        return _model(name)
-
-    def _names(self, authorization: str | None) -> list[str]:
-        """Tasks, then the model names that they claim."""
-        principal = self._keyring.principal(authorization)
-        tasks = [task for task in self.tasks if principal.may_use(task.name)]
-        claims = (task.settings.match.models for task in tasks if task.settings.match)
-        return [*(task.name for task in tasks), *(name for models in claims for name in models)]
+        return catalogue.model(self.tasks, self._keyring.principal(authorization), name)
 
     def standing(self) -> tuple[list[str], list[str]]:
         """What keeps this process from serving, and what somebody should look at meanwhile.
@@ -392,20 +373,3 @@ class Service:
                 f"This key may not use the model '{model}'.",
                 param="model",
             )
-
-    def _announce(self) -> None:
-        for task in self.tasks:
-            self.metrics.open_series(task.name)
-            if task.judge is not None and task.student is not None:
-                self.metrics.threshold.labels(task.name).set(task.judge.threshold or 0.0)
-                self.metrics.gate_open.labels(task.name).set(task.closed is None)
-                self.metrics.draw_rate.labels(task.name).set(task.draw_rate)
-                self.metrics.student_info.labels(
-                    task.name, task.student.settings.model, task.judge.version
-                ).set(1)
-            if task.closed:
-                log("gate_closed", task=task.name, why=task.closed)
-
-
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "understudy"}

@@ -14,9 +14,9 @@ from gateway.api.request import ApiRequest
 from gateway.events import End, Event, Events
 from gateway.formats import Fits, anything
 from gateway.gate import Gate, Signal
-from gateway.settings import Student
 from gateway.store.records import Attempt
 from gateway.streams.chat import usage_tokens
+from gateway.task_settings import Student
 from gateway.teacher import CLOSING_S
 from gateway.upstream import (
     MALFORMED,

@@ -9,9 +9,10 @@ from gateway.errors import GatewayError
 from gateway.judging import Judge
 from gateway.retry_budget import RetryBudget
 from gateway.scrub import Scrubber
-from gateway.settings import Config, Price, Student, Task, Teacher
+from gateway.settings import Config
 from gateway.slots import Slots
 from gateway.standing import Noise, Standing
+from gateway.task_settings import Price, Student, Task, Teacher
 from gateway.upstream import Timeouts, Upstream
 from router.rows import Row
 from router.template import Message, fingerprint

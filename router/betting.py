@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
 from scipy.special import betainc, betaincc, betaln
 
 Floats = npt.NDArray[np.float64]
@@ -92,6 +91,8 @@ class RiskEvidence:
     @staticmethod
     def _bound(evidence: Any, n: int, k: int, delta: float, edge: float) -> float:
         """Where the evidence crosses 1 / delta between the observed share and the edge."""
+        from scipy.optimize import brentq
+
         needed = -math.log(delta)
         share = min(max(k / n if n else 0.5, _EDGE), 1.0 - _EDGE)
         if not n or evidence(edge) < needed:

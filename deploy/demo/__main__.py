@@ -29,9 +29,10 @@ from deploy.demo.task import TASK, traffic
 from deploy.demo.vllm import VllmSettings, load_adapter, start_vllm, vllm_ready
 from gateway.auditor import POLL_S
 from gateway.config_file import load_config
-from gateway.settings import Config, Task
+from gateway.settings import Config
 from gateway.store.records import Filter
 from gateway.store.sqlite import SqliteStore
+from gateway.task_settings import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 CLINC150 = ROOT / "tests/data/clinc150"

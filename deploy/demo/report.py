@@ -11,10 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.table import Table
 
 from deploy.demo.play import Tally
-from gateway.settings import Task
 from gateway.store.records import Filter
 from gateway.store.sqlite import SqliteStore
 from gateway.streams.chat import usage_tokens
+from gateway.task_settings import Task
 
 
 @dataclass(frozen=True, slots=True)

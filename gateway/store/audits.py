@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from gateway.store.records import DrawState
-from gateway.store.repository import load
+from gateway.store.rows import load
 from gateway.store.shared import SharedTables
 from router.audit import AuditState, AuditStatus
 

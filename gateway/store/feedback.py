@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gateway.store.repository import Repository, load
+from gateway.store.repository import Repository
+from gateway.store.rows import load
 from gateway.store.shared import SharedTables
 
 OPERATOR = "operator"

@@ -13,7 +13,8 @@ import orjson
 
 from gateway.api.request import Api
 from gateway.errors import StoreError
-from gateway.store.repository import Repository, load
+from gateway.store.repository import Repository
+from gateway.store.rows import load
 from gateway.store.shared import SharedTables
 from gateway.store.sqlite import SqliteStore
 

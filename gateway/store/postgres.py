@@ -14,14 +14,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import StoreError
+from gateway.store.database import Rows
 from gateway.store.faults import Fault, WriteError
 from gateway.store.records import Exchange
-from gateway.store.repository import (
+from gateway.store.repository import Repository
+from gateway.store.rows import (
     ATTEMPT_COLUMNS,
     COLUMNS,
     DRAW_COLUMNS,
-    Repository,
-    Rows,
     attempt_values,
     draw_values,
     exchange_values,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import orjson
 
 from gateway.store.audits import AuditStore
-from gateway.store.repository import load
+from gateway.store.rows import load
 
 
 @dataclass(frozen=True, slots=True)

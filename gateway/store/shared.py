@@ -6,7 +6,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from gateway.store.repository import Database, Repository
+from gateway.store.database import Database
+from gateway.store.repository import Repository
 
 
 class SharedTables:

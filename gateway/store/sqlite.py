@@ -15,11 +15,11 @@ from typing import Self
 from gateway.errors import StoreError
 from gateway.store.faults import WriteError, write_error
 from gateway.store.records import Exchange
-from gateway.store.repository import (
+from gateway.store.repository import Repository
+from gateway.store.rows import (
     ATTEMPT_COLUMNS,
     COLUMNS,
     DRAW_COLUMNS,
-    Repository,
     attempt_values,
     draw_values,
     exchange_values,

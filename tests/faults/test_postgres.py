@@ -21,7 +21,7 @@ from gateway.store.migrating import upgrade
 from gateway.store.place import Place
 from gateway.store.postgres import PostgresStore
 from gateway.store.records import Filter
-from gateway.store.repository import COLUMNS, exchange_values
+from gateway.store.rows import COLUMNS, exchange_values
 from gateway.store.sqlite import SqliteStore
 from tests.fakes.postgres import Postgres
 from tests.fakes.process import GatewayProcess, gateway_process

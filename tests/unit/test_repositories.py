@@ -139,7 +139,7 @@ def test_judgements_are_kept(store: Repository) -> None:
 
 def test_audits_gates_and_events(place: Place) -> None:
     from gateway.auditor import audit_of, begin_epoch
-    from gateway.settings import Risk
+    from gateway.task_settings import Risk
 
     with contextlib.closing(place.audits()) as audits, contextlib.closing(place.repository()) as s:
         claim = Claim("t", "v1", 0.05, 0.05)
