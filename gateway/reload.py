@@ -8,13 +8,50 @@ Requests under way end on the tasks that they began with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from gateway.build import build_tasks
+from gateway.errors import ConfigError
 from gateway.settings import Config
 from gateway.tasks import TaskRuntime
 
-FIXED = ("listen", "store", "cache")
+FIXED = ("listen", "store", "postgres", "outbox", "cache")
 """Sections that a process cannot change while it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A configuration that was read again and can be used; ``fixed`` names what needs a restart."""
+
+    config: Config
+    secrets: Mapping[str, str]
+    tasks: list[TaskRuntime]
+    fixed: list[str]
+
+
+Source = Callable[[], tuple[Config, Mapping[str, str]]]
+"""Reads configuration and secrets."""
+
+
+async def read_again(source: Source, running: Config, tasks: Iterable[TaskRuntime]) -> Fresh:
+    """Read the configuration, and build its tasks without touching those that run.
+
+    Raises:
+        ConfigError: one line per mistake.
+    """
+    try:
+        wanted, secrets = await asyncio.to_thread(source)
+    except OSError as error:
+        raise ConfigError([str(error)]) from error
+    config, fixed = kept(running, wanted)
+    encoders = next((t.judge.encoders for t in tasks if t.judge is not None), None)
+    try:
+        built = await asyncio.to_thread(build_tasks, config, secrets, encoders)
+    except OSError as error:
+        raise ConfigError([str(error)]) from error
+    return Fresh(config, secrets, built, fixed)
 
 
 def kept(running: Config, wanted: Config) -> tuple[Config, list[str]]:

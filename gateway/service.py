@@ -44,7 +44,7 @@ from gateway.passthrough import Passthrough
 from gateway.prober import Prober
 from gateway.readings import Readings
 from gateway.refine import Refiner
-from gateway.reload import kept, take_over
+from gateway.reload import Source, read_again, take_over
 from gateway.replays import Replays
 from gateway.settings import Config
 from gateway.sharing import Sharer
@@ -115,7 +115,7 @@ class Service:
         self.allowances = Allowances()
         self.replays = Replays()
         self.reload_wanted = asyncio.Event()
-        self.source: Callable[[], tuple[Config, Mapping[str, str]]] | None = None
+        self.source: Source | None = None
         """Reads configuration and secrets again; None where there is no file to read."""
         self._stack = contextlib.AsyncExitStack()
         self._place = place_of(config, secrets)
@@ -213,28 +213,25 @@ class Service:
         if self.source is None:
             return ["there is no file to read again"]
         try:
-            wanted, secrets = await asyncio.to_thread(self.source)
-            config, fixed = kept(self.config, wanted)
-            encoders = next((t.judge.encoders for t in self.tasks if t.judge is not None), None)
-            tasks = await asyncio.to_thread(build_tasks, config, secrets, encoders)
-        except (ConfigError, OSError) as error:
-            problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+            fresh = await read_again(self.source, self.config, self.tasks)
+        except ConfigError as error:
             self.metrics.reloads.labels("refused").inc()
-            log("reload_refused", problems=problems)
-            return problems
+            log("reload_refused", problems=error.problems)
+            return error.problems
+        tasks = fresh.tasks
         for task in tasks:
             take_over(self.tasks.get(task.name), task)
             if task.standing is None:  # no request may meet a gate that nobody looked at
                 await self.auditor.look(task)
         catalogue.forget_gone(self.tasks, tasks, self.metrics)
-        self.config, self._secrets = config, secrets
-        self._keyring = Keyring(config.keys, secrets)
-        self.tasks.replace(config, tasks)
+        self.config, self._secrets = fresh.config, fresh.secrets
+        self._keyring = Keyring(fresh.config.keys, fresh.secrets)
+        self.tasks.replace(fresh.config, tasks)
         self.passthrough = replace(self.passthrough, default=self.tasks.default)
         self._make_admin()
         catalogue.announce(self.tasks, self.metrics)
         self.metrics.reloads.labels("taken").inc()
-        log("reloaded", tasks=[task.name for task in tasks], needs_restart=fixed)
+        log("reloaded", tasks=[task.name for task in tasks], needs_restart=fresh.fixed)
         return []
 
     def enter(self, incoming: Incoming) -> Principal:
