@@ -111,12 +111,13 @@ class Forgetful:
 
 
 @contextlib.asynccontextmanager
-async def forgetful(folder: Path, shim: Path) -> AsyncIterator[Forgetful]:
+async def forgetful(folder: Path, shim: Path, **outbox: float) -> AsyncIterator[Forgetful]:
     """Start it, before a fake teacher and no student."""
     store, faults = folder / "understudy.db", folder / "faults"
     teacher = FakeUpstream(teacher_says("teacher says"))
     async with teacher.running():
         data = config_data("http://127.0.0.1:9/v1", teacher.url, store, student=None, router=None)
+        data["outbox"] = outbox
         env = powerless.environment(shim, store, faults)
         async with gateway_process(folder, data, env=env) as gateway, gateway.client() as client:
             yield Forgetful(gateway, client, store, faults)
@@ -170,3 +171,28 @@ async def test_a_clock_that_jumps_back_a_day_changes_nothing(tmp_path: Path, shi
         times = sorted(row.created_at for row in rows)
         assert 86_000 < times[-1] - times[0] < 86_800
         assert all(0 < row.total_ms < 60_000 for row in rows)
+
+
+@pytest.mark.parametrize("seconds", [8.0])
+async def test_another_process_s_lock_delays_and_loses_nothing(
+    tmp_path: Path, shim: Path, seconds: float
+) -> None:
+    """Answers go out marked after ``commit_timeout_s``; what was marked is stored all the same."""
+    hold = (
+        "import sqlite3, sys, time; db = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "db.execute('BEGIN EXCLUSIVE'); print('held', flush=True); time.sleep(float(sys.argv[2]))"
+    )
+    async with forgetful(tmp_path, shim, commit_timeout_s=1.0) as f:
+        assert await f.told() == "yes"
+        command = [sys.executable, "-c", hold, str(f.store), str(seconds)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            told = []
+            while holder.poll() is None:
+                began = asyncio.get_running_loop().time()
+                told.append(await f.told())
+                assert asyncio.get_running_loop().time() - began < 5
+        assert told.count("no") >= len(told) - 1 > 2
+        assert len(await f.stored_soon(1 + len(told))) == 1 + len(told)
+        assert await f.told() == "yes"

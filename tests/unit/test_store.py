@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StoreError
+from gateway.store import schema
 from gateway.store.records import Attempt, Draw, DrawState, Exchange, Filter, Status
+from gateway.store.rows import COLUMNS, draw_values, exchange_values
 from gateway.store.sqlite import SqliteStore
 
 EXCHANGE = Exchange(
@@ -127,3 +130,42 @@ def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be opened"):
         SqliteStore.open(tmp_path / "file/x.db")
+
+
+def test_an_older_gateway_goes_on_over_a_file_that_a_newer_one_upgraded(tmp_path: Path) -> None:
+    """What schema 4 wrote, word for word, in a file that becomes the present one meanwhile."""
+    path = tmp_path / "x.db"
+    old = sqlite3.connect(path, isolation_level=None)
+    old.execute("PRAGMA journal_mode=WAL")
+    for step in range(4):
+        for statement in schema._STEPS[step].split(";"):
+            old.execute(statement)
+    old.execute("PRAGMA user_version=4")
+    columns = [name for name in COLUMNS if name not in {"end_user", "bodies"}]
+    marks = ", ".join("?" * 25)
+    insert = f"INSERT OR IGNORE INTO exchanges ({', '.join(columns)}) VALUES ({marks})"
+    draw = (
+        "INSERT OR IGNORE INTO draws (exchange_id, task, p, wants, state, tries, updated_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)"
+    )
+
+    def write(name: str) -> None:
+        row = replace(EXCHANGE, id=name)
+        assert row.draw is not None
+        old.execute("BEGIN IMMEDIATE")
+        old.execute(insert, exchange_values(row)[:25])
+        old.execute(draw, draw_values(row, row.draw))
+        old.execute("COMMIT")
+
+    write("before")
+    with contextlib.closing(SqliteStore.open(path)) as new:
+        write("after")
+        new.put([replace(EXCHANGE, id="new")])
+        rows = list(new.read(Filter()))
+        assert {row.id for row in rows} == {"before", "after", "new"}
+        assert all(row.bodies and row.end_user is None and row.draw for row in rows)
+        assert len(new.claim_draws(5, 1.0, 60.0)) == 3
+        # The old one finishes draws as it always did.
+        old.execute("UPDATE draws SET state='done', agrees=1 WHERE exchange_id='before'")
+        assert old.execute("SELECT count(*) FROM exchanges").fetchone() == (3,)
+    old.close()
