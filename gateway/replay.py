@@ -142,6 +142,9 @@ def _student(exchange: Exchange, answer: Mapping[str, Any] | None) -> StudentAns
 
 
 def _score(exchange: Exchange, judge: Judge, student: StudentAnswer | Prefix | None) -> float:
+    if not exchange.bodies:  # dropped for want of room: what the judge said then is all there is
+        score = exchange.score if exchange.router == judge.version else None
+        return math.nan if score is None else score
     request = request_of(exchange.api, exchange.request)
     pre = judge.prejudge(request.messages, request.tools, request.response_format)
     if isinstance(student, StudentAnswer):

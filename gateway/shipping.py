@@ -54,7 +54,7 @@ class Shipper:
                     if shipped < BATCH:
                         await self.sleep(IDLE_S)
         finally:
-            while self.ship():
+            while await offload.run(self.ship):
                 pass
 
     def ship(self) -> int | None:

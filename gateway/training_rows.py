@@ -16,6 +16,8 @@ def training_row(exchange: Exchange, correction: str | None = None) -> dict[str,
     A correction takes the place of the completion. Outside a draw such a row says ``"use":
     "train"``: what people chose to correct is no sample of the traffic.
     """
+    if not exchange.bodies:
+        return None
     answers = _answers(exchange)
     completed_by = "teacher" if "teacher" in answers else exchange.served_by
     if completed_by not in answers and correction is None:
@@ -42,6 +44,8 @@ def fine_tuning_row(exchange: Exchange, correction: str | None = None) -> dict[s
 
     Source: platform.openai.com/docs/guides/supervised-fine-tuning.
     """
+    if not exchange.bodies:
+        return None
     answers = _answers(exchange)
     answer = answers.get("teacher") or answers.get(exchange.served_by)
     if correction is not None:

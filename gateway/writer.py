@@ -87,7 +87,7 @@ class Writer:
             while open_:
                 batch = self._batch()
                 open_ = None not in batch
-                self._round([job for job in batch if job is not None])
+                self._guarded([job for job in batch if job is not None])
             self._last()
         finally:
             self._store.close()
@@ -105,6 +105,15 @@ class Writer:
             except Empty:
                 break
         return batch
+
+    def _guarded(self, jobs: Sequence[Job]) -> None:
+        """A fault of our own must not end the thread: everybody after would wait for nothing."""
+        try:
+            self._round(jobs)
+        except Exception as error:
+            log("capture_round_failed", error=repr(error), jobs=len(jobs))
+            self._count("lost", sum(not job.told for job in jobs))
+            self._tell([(job, Captured.NO) for job in jobs])
 
     def _round(self, jobs: Sequence[Job]) -> None:
         started = time.perf_counter()

@@ -136,11 +136,16 @@ class SqliteStore(Repository):
         return int(self._db.execute(sql).fetchone()[0])
 
     def used_bytes(self) -> int:
-        """What rows take of the file; pages that were freed are room."""
-        pages, free, size = (
-            self._db.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
+        """What rows take of the file; pages that were freed are room.
+
+        Raises:
+            WriteError: the file cannot be read.
+        """
+        with self._written():
+            pages, free, size = (
+                self._db.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_count", "freelist_count", "page_size")
+            )
         return int((pages - free) * size)
 
     def drop_bodies(self, limit: int) -> int:

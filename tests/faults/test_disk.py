@@ -10,8 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import pytest
 
+from gateway.replay import cases
 from gateway.store.records import Captured
+from gateway.training_rows import fine_tuning_row, training_row
+from router.judge import Judge
 from tests.fakes.answers import refuses, teacher_says
 from tests.fakes.rig import ANSWER, FAR, IN_DOMAIN, Rig, rig
 
@@ -226,3 +230,35 @@ async def test_a_draw_that_cannot_be_finished_is_not_asked_for_in_a_hurry(tmp_pa
         r.teacher.handler = teacher_says("y" * 20_000)
         await asyncio.sleep(2.5)
         assert len(r.teacher.requests) <= 3
+
+
+async def test_a_fault_of_ours_in_the_writer_ends_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig(tmp_path) as r:
+        writer = r.service.flow.books.capture._writer
+        assert told_captured(await r.ask(FAR)) == "yes"
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(writer), "_commit", broken)
+            assert told_captured(await r.ask(FAR)) == "no"
+        assert told_captured(await r.ask(FAR)) == "yes"
+        assert r.metric("understudy_fallback_records_total", state="lost") == 1
+
+
+async def test_replay_and_export_go_on_without_bodies(tmp_path: Path) -> None:
+    async with rig(tmp_path) as r:
+        await r.ask(IN_DOMAIN)
+        fill_up(r)
+        assert told_captured(await r.ask(metadata={"pad": "x" * 60_000})) == "partial"
+        whole, short = r.stored()
+        assert training_row(whole) is not None
+        assert training_row(short, "apr") is fine_tuning_row(short, "apr") is None
+        judge = r.task.judge
+        assert isinstance(judge, Judge)
+        one, two = cases([whole, short], judge, r.task.settings, "reason")
+        assert one.score == pytest.approx(two.score, rel=1e-6)
+        assert two.disagrees is None
