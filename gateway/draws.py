@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -100,7 +100,10 @@ class DrawWorker:
         try:
             ask = self._teacher if job.wants == "teacher" else self._student
             second = await ask(task, job)
-            agrees = None if second is None else await self._agree(task, job, second.answer)
+            if second is not None:  # as the first answer is stored: like is compared with like
+                answer = task.scrubber.second_answer(job.request, second.answer)
+                second = replace(second, answer=answer)
+                agrees = await self._agree(task, job, answer)
         except GatewayError as error:  # the teacher refuses this request, and always will
             log("draw_refused", id=job.exchange_id, error=error.code)
             state = DrawState.FAILED
@@ -109,8 +112,7 @@ class DrawWorker:
             log("draw_failed", id=job.exchange_id, wants=job.wants, error=why)
         if second is None or agrees is None:
             return Draw(0.0, job.wants, state, tries)
-        answer = task.scrubber.second_answer(job.request, second.answer)
-        return Draw(0.0, job.wants, DrawState.DONE, tries, answer, agrees, second.score)
+        return Draw(0.0, job.wants, DrawState.DONE, tries, second.answer, agrees, second.score)
 
     async def _teacher(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
         plain = {k: v for k, v in job.request.items() if k not in {"stream", "stream_options"}}

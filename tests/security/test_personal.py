@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.streams.whole import answer_text
 from tests.fakes.answers import completion, student_says, teacher_chunk
 from tests.fakes.process import GatewayProcess, gateway_process
 from tests.fakes.rig import ARTEFACTS, IN_DOMAIN, SYSTEM, TEACHER_KEY, config_data, rig
@@ -164,3 +165,30 @@ async def test_an_artefact_of_other_rules_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="fitted on text redacted by"):
         async with rig(tmp_path, redact=["key", "email"]):
             pass
+
+
+async def test_both_answers_of_a_draw_are_compared_as_they_are_stored(tmp_path: Path) -> None:
+    """Who answered first saw the real address, who is asked later its surrogate; both say one of
+    their own besides: that is no disagreement."""
+
+    def said(received: Received) -> str:
+        return f"mail {received.text.split()[-1]} or help@bank.example"
+
+    async def teacher(received: Received, wire: Wire) -> None:
+        await wire.json(200, completion(said(received)))
+
+    async def student(received: Received, wire: Wire) -> None:
+        text = said(received)
+        await student_says([text[i : i + 6] for i in range(0, len(text), 6)])(received, wire)
+
+    risk = {"draw_rate": 1.0, "comparator": "text"}
+    where = {"artefact": str(artefact(tmp_path))}
+    async with rig(tmp_path, redact=RULES, router=where, risk=risk) as r:
+        r.student.handler, r.teacher.handler = student, teacher
+        response = await r.ask(f"{IN_DOMAIN} jane.doe@acme-corp.example")
+        (draw,) = await r.draws_done(1)
+        told = response.json()["choices"][0]["message"]["content"]
+        assert told == "mail jane.doe@acme-corp.example or help@bank.example"
+        assert draw.answer is not None
+        assert answer_text(draw.answer) == "mail ada@example.com or ben@example.com"
+        assert draw.agrees is True
