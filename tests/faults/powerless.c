@@ -7,7 +7,7 @@
  *
  * $POWERLESS_FAULTS names a file. While it holds "fsync", syncs fail with EIO and the journal stays;
  * "full": no file may grow; "readonly": nothing may be written or opened for writing; "clock N": the
- * wall clock is N seconds off.
+ * wall clock is N seconds off. $POWERLESS_SYNC_US makes a sync take that long, as on slow disks.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -122,6 +122,7 @@ TRUNCATE(ftruncate64, off64_t)
 #define SYNC(name) int name(int fd) { \
     if (!followed(fd)) return REAL(name)(fd); \
     if (fault("fsync", NULL)) { errno = EIO; return -1; } \
+    const char *slow = getenv("POWERLESS_SYNC_US"); if (slow) usleep((useconds_t)atol(slow)); \
     enter(fd); REAL(ftruncate)(undo_of[fd], 0); leave(fd); return 0; }
 SYNC(fsync)
 SYNC(fdatasync)

@@ -68,7 +68,7 @@ async def test_power_failures_lose_no_answer_that_a_client_saw_the_end_of(
 ) -> None:
     rng, witness, lost = random.Random(7), Witness(), 0
     store = tmp_path / "understudy.db"
-    env = powerless.environment(shim, store, tmp_path / "faults")
+    env = powerless.environment(shim, store, tmp_path / "faults") | {"POWERLESS_SYNC_US": "3000"}
     async with agreeing_upstreams(store) as data:
         for _ in range(FAILURES):
             async with gateway_process(tmp_path, data, env=env) as gateway:
