@@ -23,7 +23,7 @@ from gateway.config_file import (
 from gateway.errors import ConfigError, StoreError
 from gateway.logs import log
 from gateway.settings import Config
-from gateway.store.opening import move_damaged
+from gateway.store.opening import ensure_room, move_damaged
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -45,7 +45,7 @@ def serve(
     try:
         secrets = read_secrets(settings, environment())
         if place is None:
-            _put_damaged_aside(store_path(settings))
+            _prepare_store(store_path(settings))
             _bring_up_to_date(settings, secrets)
         if place is None and settings.listen.workers > 1:
             raise typer.Exit(supervise(config, settings.listen))
@@ -157,8 +157,9 @@ def replay(
     typer.echo(json.dumps(result) if as_json else plain(result))
 
 
-def _put_damaged_aside(path: Path) -> None:
-    """A damaged store must not keep the gateway from serving, and nobody may miss that it was."""
+def _prepare_store(path: Path) -> None:
+    """Neither a damaged store nor a full disk may keep the gateway from serving, and nobody may
+    miss that it was so."""
     aside = move_damaged(path, time.time())
     if aside is not None:
         log("store_damaged", store=str(path), moved_to=str(aside))
@@ -167,6 +168,9 @@ def _put_damaged_aside(path: Path) -> None:
             f"To save what can be read: sqlite3 {aside} .recover",
             err=True,
         )
+    if ensure_room(path):
+        log("store_reserve_used", store=str(path))
+        typer.echo(f"warning: {path}: the disk is full; the reserve was given up", err=True)
 
 
 def _bring_up_to_date(settings: Config, secrets: Mapping[str, str]) -> None:

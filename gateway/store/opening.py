@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.errors import StoreError
+from gateway.store.sqlite import SqliteStore
 
 CHECKED_BYTES = 256 << 20
 """Larger files are only opened and asked for their tables: a full check reads all of the file, and
 a restart should serve within seconds."""
+RESERVE_BYTES = 1 << 20
 _SUFFIXES = ("", "-wal", "-shm")
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
 
@@ -45,6 +47,27 @@ def move_damaged(path: Path, now: float) -> Path | None:
             return aside
     except OSError as error:
         raise StoreError(f"{path}: cannot be looked at: {error}") from error
+
+
+def ensure_room(path: Path) -> bool:
+    """Make sure that a start does not fail for want of the few pages that SQLite's log begins
+    with: a file of that size is kept in reserve, and given up when the disk is full.
+
+    Returns:
+        Whether the reserve had to be given up.
+    """
+    reserve = path.with_name(path.name + ".reserve")
+    try:
+        SqliteStore.open(path).close()
+    except StoreError:
+        if not reserve.exists():
+            return False  # for another reason, which whoever opens the store will hear
+        reserve.unlink()
+        return True
+    with contextlib.suppress(OSError):
+        if not reserve.exists():
+            reserve.write_bytes(b"\0" * RESERVE_BYTES)
+    return False
 
 
 def damaged(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import sqlite3
@@ -17,6 +18,7 @@ from tests.fakes.answers import teacher_says
 from tests.fakes.process import gateway_process
 from tests.fakes.rig import FAR, config_data
 from tests.fakes.upstream import FakeUpstream
+from tests.faults.tmpfs import mounted
 from tests.unit.test_store import EXCHANGE
 
 
@@ -92,3 +94,43 @@ async def test_a_gateway_with_a_damaged_store_serves_and_says_so(
     with contextlib.closing(SqliteStore.read_only(path)) as store:
         assert store.count(Filter()) == 1
     assert len(set_aside(path)) == 1
+
+
+async def test_a_start_on_a_full_disk_serves_and_says_so(tmp_path: Path) -> None:
+    """After a clean stop SQLite has no log, and needs room to begin one."""
+    small = tmp_path / "small"
+    small.mkdir()
+    with mounted(small, 8):
+        path = small / "understudy.db"
+        teacher = FakeUpstream(teacher_says("teacher says"))
+        body = {
+            "model": "banking-intents",
+            "messages": [{"role": "user", "content": FAR}],
+            "metadata": {"pad": "x" * 200_000},
+        }
+        async with teacher.running():
+            data = config_data(
+                "http://127.0.0.1:9/v1", teacher.url, path, student=None, router=None
+            )
+            async with gateway_process(tmp_path, data) as gateway:
+                gateway.terminate()
+                await gateway.process.wait()
+            assert not path.with_name("understudy.db-wal").exists()
+            with contextlib.suppress(OSError), (small / "fill").open("wb") as handle:
+                while True:
+                    handle.write(b"x" * 4096)
+                    handle.flush()
+            async with gateway_process(tmp_path, data) as gateway, gateway.client() as client:
+                told = [
+                    (await client.post("/v1/chat/completions", json=body)).headers for _ in range(8)
+                ]
+                assert told[-1]["x-understudy-captured"] == "no"
+                assert "the reserve was given up" in gateway.log.read_text()
+                (small / "fill").unlink()
+                for _ in range(100):
+                    with contextlib.closing(SqliteStore.read_only(path)) as store:
+                        if store.count(Filter()) == 8:
+                            break
+                    await asyncio.sleep(0.1)
+                else:
+                    raise AssertionError("what was marked is not stored")

@@ -8,7 +8,7 @@ import contextlib
 import json
 import random
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from tests.fakes.process import GatewayProcess, gateway_process
 from tests.fakes.rig import FAR, SECRETS
 from tests.faults.kills import Witness, agreeing_upstreams, kill_often, one_answer, under_load
 from tests.faults.tcp import TcpProxy
+from tests.faults.tmpfs import mounted
 from tests.unit.test_store import EXCHANGE
 from tests.wire.test_captures_cli import understudy
 
@@ -192,52 +193,39 @@ async def test_no_connection_left_is_an_outage_like_another(shipping: Shipping) 
     await shipping.arrived()
 
 
-def _mounted(folder: Path, megabytes: int) -> Callable[[], None]:
-    """A small file system; skips where the machine does not let us."""
-    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here: needs root and mount(2)")
-
-    def unmount() -> None:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-    return unmount
-
-
 async def test_a_full_postgres_is_an_outage_like_another(
     shipping: Shipping, tmp_path: Path
 ) -> None:
     """Its tables lie on a file system of a few megabytes, which somebody else fills."""
     small = shipping.server.folder / "small"
     small.mkdir(exist_ok=True)
-    unmount = _mounted(small, 24)
-    try:
+    with mounted(small, 24):
         space = small / "space"
         space.mkdir()
         if shipping.server.user is not None:
             subprocess.run(["chown", "-R", shipping.server.user, str(space)], check=True)
         shipping.server.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
         shipping.server.execute("ALTER DATABASE postgres SET default_tablespace = small")
-        gateway = await shipping.gateway()
-        await shipping.asked(gateway, 10)
-        await shipping.arrived()
-        fill = small / "fill"
-        with contextlib.suppress(OSError), fill.open("wb") as handle:
-            while True:
-                handle.write(b"x" * 65536)
-        await shipping.asked(gateway, 400)
-        assert shipping.outbox() > 0
-        assert "No space left" in gateway.log.read_text()
-        fill.unlink()
-        await shipping.arrived()
-    finally:
-        for running in shipping.gateways:
-            running.kill()
-            await running.process.wait()
-        shipping.server.execute("ALTER DATABASE postgres RESET default_tablespace")
-        shipping.server.fresh()
-        shipping.server.execute("DROP TABLESPACE IF EXISTS small")
-        unmount()
+        try:
+            gateway = await shipping.gateway()
+            await shipping.asked(gateway, 10)
+            await shipping.arrived()
+            fill = small / "fill"
+            with contextlib.suppress(OSError), fill.open("wb") as handle:
+                while True:
+                    handle.write(b"x" * 65536)
+            await shipping.asked(gateway, 400)
+            assert shipping.outbox() > 0
+            assert "No space left" in gateway.log.read_text()
+            fill.unlink()
+            await shipping.arrived()
+        finally:
+            for running in shipping.gateways:
+                running.kill()
+                await running.process.wait()
+            shipping.server.execute("ALTER DATABASE postgres RESET default_tablespace")
+            shipping.server.fresh()
+            shipping.server.execute("DROP TABLESPACE IF EXISTS small")
 
 
 @pytest.mark.timeout(600)
