@@ -105,7 +105,8 @@ class Supervisor:
         return self._failed
 
     async def _keep(self, slot: int, listener: socket.socket, metrics: str) -> None:
-        """Keep one slot filled. The first worker of a slot has to start."""
+        """Keep one slot filled. The first worker of a slot has to start; one that was killed before
+        it could says nothing about the next."""
         first = True
         while not self._stopping.is_set():
             began, code = await self._one(slot, listener, metrics)
@@ -113,8 +114,8 @@ class Supervisor:
                 self._failed = self._failed or max(code, 0)
                 return
             log("worker_died", slot=slot, code=code)
-            if first and not began:
-                self._failed = code if code > 0 else 1
+            if first and not began and code >= 0:
+                self._failed = code or 1
                 self._stop(signal.SIGTERM)
                 return
             first = False

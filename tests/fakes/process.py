@@ -29,19 +29,37 @@ class GatewayProcess:
     config: Path
 
     def kill(self) -> None:
-        """As the kernel does it: no warning, no cleaning up; workers and their supervisor."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """As the kernel does it: no warning, no cleaning up; the supervisor and its workers, which
+        are sessions of their own."""
+        for pid in (*self.workers, self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     @property
     def workers(self) -> list[int]:
         """Process ids of the supervisor's children."""
         pid = self.process.pid
-        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        try:
+            text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+        except OSError:  # the supervisor is gone
+            return []
         return [int(child) for child in text.split()]
 
     def terminate(self) -> None:
         """As an orchestrator does it."""
         self.process.send_signal(signal.SIGTERM)
+
+    async def until_ready(self) -> None:
+        """Wait until it can serve."""
+        async with self.client() as client:
+            for _ in range(600):
+                if self.process.returncode is not None:
+                    break
+                with contextlib.suppress(httpx.HTTPError):
+                    if (await client.get("/readyz")).status_code == 200:
+                        return
+                await asyncio.sleep(0.05)
+        raise AssertionError(f"the gateway did not start:\n{self.log.read_text()}")
 
     def client(self) -> httpx.AsyncClient:
         """A client with the test key."""
@@ -66,6 +84,8 @@ async def gateway_process(
     data: dict[str, Any],
     listen: dict[str, Any] | None = None,
     env: dict[str, str] | None = None,
+    *,
+    ready: bool = True,
 ) -> AsyncIterator[GatewayProcess]:
     """Start it, wait until it can serve, and make sure that it is gone at the end."""
     port = free_port()
@@ -83,21 +103,10 @@ async def gateway_process(
         )  # fmt: skip
     gateway = GatewayProcess(process, f"http://127.0.0.1:{port}", log, config)
     try:
-        await _ready(gateway)
+        if ready:
+            await gateway.until_ready()
         yield gateway
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode is None:
+            gateway.kill()
         await process.wait()
-
-
-async def _ready(gateway: GatewayProcess) -> None:
-    async with gateway.client() as client:
-        for _ in range(600):
-            if gateway.process.returncode is not None:
-                break
-            with contextlib.suppress(httpx.HTTPError):
-                if (await client.get("/readyz")).status_code == 200:
-                    return
-            await asyncio.sleep(0.05)
-    raise AssertionError(f"the gateway did not start:\n{gateway.log.read_text()}")

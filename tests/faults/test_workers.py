@@ -197,3 +197,17 @@ async def test_many_at_once_over_one_store(tmp_path: Path) -> None:
         assert {a.headers["x-understudy-captured"] for a in answers} == {"yes"}
         with contextlib.closing(SqliteStore.read_only(tmp_path / "x.db")) as store:
             assert store.ids() == {a.headers["x-request-id"] for a in answers}
+
+
+async def test_a_worker_that_is_killed_while_it_starts_ends_nobody_else(tmp_path: Path) -> None:
+    """The first of its slot: killed, which is not the same as unable to start."""
+    async with several(tmp_path) as (gateway, _):
+        pass
+    data = yaml.safe_load(gateway.config.read_text())
+    async with gateway_process(tmp_path, data, {"workers": WORKERS}, ready=False) as again:
+        await until(lambda: len(again.workers) == WORKERS)
+        os.kill(again.workers[0], signal.SIGKILL)
+        await until(lambda: "worker_died" in again.log.read_text())
+        await until(lambda: len(again.workers) == WORKERS)
+        await again.until_ready()
+        assert again.process.returncode is None
