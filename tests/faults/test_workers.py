@@ -117,10 +117,10 @@ async def test_sighup_reaches_every_worker_and_cuts_nothing(tmp_path: Path) -> N
 
 
 async def test_sigterm_drains_every_worker(tmp_path: Path) -> None:
-    async with several(tmp_path, pause_s=0.6) as (gateway, _):
+    async with several(tmp_path, pause_s=2.0) as (gateway, teacher):
         children = gateway.workers
         under_way = asyncio.create_task(ask(gateway, 9))
-        await asyncio.sleep(0.3)
+        await until(lambda: len(teacher.requests) == 9)
         gateway.terminate()
         assert await under_way == [200] * 9
         assert await gateway.process.wait() == 0
