@@ -132,7 +132,7 @@ async def test_sigterm_drains_every_worker(tmp_path: Path) -> None:
 async def test_workers_outlive_their_supervisor_only_to_drain(tmp_path: Path) -> None:
     async with several(tmp_path) as (gateway, _):
         children = gateway.workers
-        gateway.kill()
+        gateway.process.kill()  # the supervisor alone
         await gateway.process.wait()
         await until(lambda: not any(_alive(pid) for pid in children))
         port = int(gateway.url.rsplit(":", 1)[1])
