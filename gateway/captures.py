@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import getpass
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -37,11 +36,11 @@ from gateway.store.keeping import Export, Keeping, Reading
 from gateway.store.place import Place
 from gateway.store.records import Filter, Status
 from gateway.store.repository import Repository
+from gateway.terminal import ConfigFile, fail, since_time
 from gateway.verdict import Reason, ServedBy
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="What was captured.")
 
-ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")]
 TaskName = Annotated[str | None, typer.Option("--task", help="Only this task.")]
 Server = Annotated[ServedBy | None, typer.Option(help="Only answers of this side.")]
 Why = Annotated[Reason | None, typer.Option(help="Only this reason.")]
@@ -51,7 +50,6 @@ Who = Annotated[str | None, typer.Option("--principal", help="Only this key's.")
 Ended = Annotated[Status | None, typer.Option(help="Only those that ended so.")]
 Text = Annotated[str | None, typer.Option("--grep", help="Only with this text in them.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON Lines.")]
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _POLL_S = 0.5
 
 
@@ -94,7 +92,7 @@ def show(config: ConfigFile, exchange_id: Annotated[str, typer.Argument(metavar=
         found = store.starting_with(wanted)
         said = _feedback(store, found[0].id) if len(found) == 1 else []
     if len(found) != 1:
-        _fail(f"{len(found)} exchanges have an id that starts with {wanted!r}")
+        fail(f"{len(found)} exchanges have an id that starts with {wanted!r}")
     whole = {**dataclasses.asdict(found[0]), "feedback": said}
     typer.echo(json.dumps(whole, indent=2, default=str))
 
@@ -129,7 +127,7 @@ def stats(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Count exchanges, draws, feedback, tokens and money, by task."""
-    with _store(config) as store:
+    with _store(config) as (_, store):
         found = statistics(store, task, since_time(since))
     if as_json:
         typer.echo(json.dumps(found))
@@ -194,7 +192,7 @@ def import_command(
         with contextlib.closing(store), _bar(source.stat().st_size, in_bytes=True) as step:
             outcome = import_log(store, wanted, source, time.time(), step)
     except (ConfigError, StoreError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     for problem in outcome.problems:
         typer.echo(f"left out: {problem}", err=True)
     left = outcome.skipped - len(outcome.problems)
@@ -220,7 +218,7 @@ def forget(
         place = place_of(settings, environment())
         told = forget_user(settings, place, end_user_digest(user), getpass.getuser(), vacuum)
     except (ConfigError, StoreError) as error:
-        _fail(str(error))
+        fail(str(error))
     for line in told:
         typer.echo(line)
 
@@ -239,7 +237,7 @@ def reads(
 def _exported(store: Repository, which: Filter, form: Format, out: Path, resume: bool) -> int:
     if str(out) == "-":
         if form is Format.PARQUET:
-            _fail("--format parquet needs --out FILE")
+            fail("--format parquet needs --out FILE")
         count = 0
         for line in lines(store, which, form):
             sys.stdout.buffer.write(line)
@@ -272,25 +270,15 @@ def _feedback(store: Repository, exchange_id: str) -> list[dict[str, Any]]:
     return [dataclasses.asdict(f) for f in FeedbackStore(store).of(exchange_id)]
 
 
-def since_time(text: str | None) -> float | None:
-    """Unix seconds of so long ago; ends the command where the text cannot be read."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    if match is None:
-        _fail(f"{text!r} is no span of time: write a number and s, m, h or d, such as 24h")
-    return time.time() - int(match[1]) * _UNITS[match[2]]
-
-
 @contextlib.contextmanager
 def _recorded(config: Path, what: str, which: Filter) -> Iterator[Repository]:
     """The store, once it is recorded who reads what of it. A store that cannot be written can
     still be read: that it was is said on standard error then."""
     asked = {k: v for k, v in dataclasses.asdict(which).items() if v not in (None, False, ())}
     reading = Reading(time.time(), f"cli {getpass.getuser()}", what, asked)
-    with _store(config) as store:
+    with _store(config) as (place, store):
         try:
-            with contextlib.closing(_place(config).keeping()) as keeping:
+            with contextlib.closing(place.keeping()) as keeping:
                 keeping.add_reading(reading)
         except StoreError as error:
             typer.echo(f"warning: this reading is not recorded: {error}", err=True)
@@ -307,18 +295,14 @@ def _keeping(config: Path) -> Iterator[Keeping]:
         with contextlib.closing(_place(config).keeping()) as keeping:
             yield keeping
     except (ConfigError, StoreError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @contextlib.contextmanager
-def _store(config: Path) -> Iterator[Repository]:
+def _store(config: Path) -> Iterator[tuple[Place, Repository]]:
     try:
-        with contextlib.closing(_place(config).reader()) as store:
-            yield store
+        place = _place(config)
+        with contextlib.closing(place.reader()) as store:
+            yield place, store
     except (ConfigError, StoreError, OSError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)
+        fail(str(error))

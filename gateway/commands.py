@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,10 +24,9 @@ from gateway.errors import ConfigError, StoreError
 from gateway.logs import log
 from gateway.settings import Config
 from gateway.store.opening import ensure_room, move_damaged
+from gateway.terminal import ConfigFile, fail, since_time
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
-
-ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")]
 
 
 @app.command()
@@ -54,9 +53,9 @@ def serve(
 
         service = Service(settings, secrets, first=place is None or place.slot == 0)
     except ConfigError as error:
-        _fail([f"{config}: {problem}" for problem in error.problems])
+        fail(*(f"{config}: {problem}" for problem in error.problems))
     except StoreError as error:
-        _fail([f"{config}: store: {error}"])
+        fail(f"{config}: store: {error}")
 
     def again() -> tuple[Config, dict[str, str]]:
         try:
@@ -84,7 +83,7 @@ def check_config(
         if task.router and not (task.router.artefact / "manifest.json").is_file()
     ]
     if problems:
-        _fail(problems)
+        fail(*problems)
     typer.echo(f"{path}: ok, {len(settings.tasks)} task(s)")
 
 
@@ -109,7 +108,7 @@ def explain(
     try:
         result = run(settings, text, task, system, ask_student)
     except (ConfigError, RouterError) as error:
-        _fail([f"{config}: {error}"])
+        fail(f"{config}: {error}")
     typer.echo(json.dumps(result) if as_json else _readable(result))
 
 
@@ -130,7 +129,6 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Try another budget, threshold or artefact on what was logged: coverage, risk, cost."""
-    from gateway.captures import since_time
     from gateway.replay import Wish, cases, report
     from gateway.replay_report import plain, plot_svg
     from gateway.store.records import Filter, Status
@@ -149,7 +147,7 @@ def replay(
         with contextlib.closing(place_of(loaded, environment()).reader()) as store:
             found = cases(store.read(which), judge, settings, slice_by)
     except (ConfigError, StoreError, RouterError) as error:
-        _fail([f"{config}: {error}"])
+        fail(f"{config}: {error}")
     wish = Wish(alpha or settings.risk.alpha, settings.risk.delta, threshold, alpha is not None)
     result = report(found, judge, wish)
     if plot is not None:
@@ -220,10 +218,4 @@ def _loaded(path: Path) -> Config:
     try:
         return load_config(path)
     except ConfigError as error:
-        _fail(error.problems)
-
-
-def _fail(problems: list[str]) -> NoReturn:
-    for problem in problems:
-        typer.echo(f"error: {problem}", err=True)
-    raise typer.Exit(1)
+        fail(*error.problems)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import NoReturn
 
 import typer
 
-from gateway.captures import ConfigFile
 from gateway.config_file import environment, load_config, place_of
 from gateway.errors import ConfigError, StoreError
 from gateway.store.migrating import upgrade as run_steps
 from gateway.store.place import Place
 from gateway.store.records import Filter
 from gateway.store.sqlite import SqliteStore
+from gateway.terminal import ConfigFile, fail
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="The Postgres schema and the outbox."
@@ -27,11 +26,11 @@ def upgrade(config: ConfigFile) -> None:
     """Bring the Postgres schema up to date; gateways may go on meanwhile."""
     place = _place(config)
     if place.postgres is None:
-        _fail("there is no `postgres` in this configuration")
+        fail("there is no `postgres` in this configuration")
     try:
         typer.echo(f"at revision {run_steps(place.postgres)}")
     except StoreError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @app.command()
@@ -57,9 +56,4 @@ def _place(config: Path) -> Place:
     try:
         return place_of(load_config(config), environment())
     except ConfigError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)
+        fail(str(error))

@@ -7,21 +7,23 @@ rename; what was written of it when the export was cut is taken up again with ``
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from gateway.errors import StoreError
 from gateway.store.feedback import corrections
 from gateway.store.records import Exchange, Filter
-from gateway.store.repository import Repository
+from gateway.store.repository import CHUNK, Repository
 from gateway.training_rows import fine_tuning_row, messages_of, training_row
 
+T = TypeVar("T")
 SAVED_EVERY = 1000
 """Rows between two notes of how far the export is."""
 
@@ -70,20 +72,18 @@ def export_lines(
     mark = _mark(note, asked) if resume and part.exists() else None
     which = which if mark is None else replace(which, after=(mark.created_at, mark.id))
     rows, seen = (mark.rows if mark else 0), 0
-    make = fine_tuning_row if form is Format.OPENAI else training_row
     with part.open("r+b" if mark else "wb") as handle:
         handle.truncate(mark.bytes if mark else 0)
         handle.seek(0, os.SEEK_END)
-        last: Exchange | None = None
         with store.snapshot():
-            for exchange in store.read(which):
-                row = make(exchange, corrections(store, exchange.id))
-                if row is not None:
-                    handle.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            for exchange, line in _lines(store, which, form):
+                if line is not None:
+                    handle.write(line)
                     rows += 1
-                last, seen = exchange, seen + 1
+                seen += 1
                 if seen % SAVED_EVERY == 0:
-                    _save(handle, note, Mark(last.created_at, last.id, handle.tell(), rows, asked))
+                    place = exchange.created_at, exchange.id
+                    _save(handle, note, Mark(*place, handle.tell(), rows, asked))
                 step(1)
         handle.flush()
         os.fsync(handle.fileno())
@@ -94,12 +94,29 @@ def export_lines(
 
 def lines(store: Repository, which: Filter, form: Format) -> Iterator[bytes]:
     """The same, one line after another, for standard output."""
-    make = fine_tuning_row if form is Format.OPENAI else training_row
     with store.snapshot():
-        for exchange in store.read(which):
-            row = make(exchange, corrections(store, exchange.id))
-            if row is not None:
-                yield orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+        for _, line in _lines(store, which, form):
+            if line is not None:
+                yield line
+
+
+def _lines(
+    store: Repository, which: Filter, form: Format
+) -> Iterator[tuple[Exchange, bytes | None]]:
+    """Every exchange with its line, if it has one."""
+    make = fine_tuning_row if form is Format.OPENAI else training_row
+    for exchange, correction in _corrected(store, which):
+        row = make(exchange, correction)
+        line = None if row is None else orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+        yield exchange, line
+
+
+def _corrected(store: Repository, which: Filter) -> Iterator[tuple[Exchange, str | None]]:
+    """Exchanges with their accepted corrections, looked up some at a time."""
+    for batch in _batches(store.read(which), CHUNK):
+        found = corrections(store, [exchange.id for exchange in batch])
+        for exchange in batch:
+            yield exchange, found.get(exchange.id)
 
 
 def export_parquet(store: Repository, which: Filter, out: Path, step: Callable[[int], None]) -> int:
@@ -116,8 +133,8 @@ def export_parquet(store: Repository, which: Filter, out: Path, step: Callable[[
     part, rows = _beside(out, ".part"), 0
     schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _PARQUET.items()])
     with store.snapshot(), pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        for batch in _batches(store.read(which), SAVED_EVERY):
-            table = [_flat(e, corrections(store, e.id)) for e in batch]
+        for batch in _batches(_corrected(store, which), SAVED_EVERY):
+            table = [_flat(exchange, correction) for exchange, correction in batch]
             writer.write_batch(pa.RecordBatch.from_pylist(table, schema=schema))
             rows += len(batch)
             step(len(batch))
@@ -240,12 +257,7 @@ def _mark(note: Path, asked: str) -> Mark | None:
     return None
 
 
-def _batches(exchanges: Iterable[Exchange], size: int) -> Iterator[list[Exchange]]:
-    batch: list[Exchange] = []
-    for exchange in exchanges:
-        batch.append(exchange)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    source = iter(items)
+    while batch := list(itertools.islice(source, size)):
         yield batch

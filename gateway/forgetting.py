@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway.api.request import Api
 from gateway.errors import GatewayError, StoreError
 from gateway.exporting import Gone, chat_key, forget_in_file
 from gateway.settings import Config
@@ -19,6 +18,7 @@ from gateway.store.keeping import Asked, Keeping
 from gateway.store.place import Place
 from gateway.store.sqlite import SqliteStore
 from gateway.streams.whole import request_of
+from gateway.training_rows import chat_of
 from router.errors import RouterError
 from router.forget import forget_prompts
 from router.template import variable_text
@@ -74,12 +74,8 @@ def _in_exports(keeping: Keeping, found: Sequence[Asked]) -> list[str]:
 
 
 def _chats(asked: Asked) -> list[bytes]:
-    if asked.api is Api.CHAT:
-        messages = asked.request.get("messages")
-        return [] if messages is None else [chat_key(messages)]
-    with contextlib.suppress(GatewayError):
-        request = request_of(asked.api, asked.request)
-        return [chat_key([{"role": m.role, "content": m.content} for m in request.messages])]
+    with contextlib.suppress(GatewayError, KeyError):  # without bodies nothing was exported
+        return [chat_key(chat_of(asked.api, asked.request))]
     return []
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -19,12 +19,12 @@ from gateway.config_file import environment, find_task, load_config, place_of, s
 from gateway.errors import ConfigError, StoreError
 from gateway.store.audits import AuditStore, Claim
 from gateway.task_settings import Risk
+from gateway.terminal import ConfigFile, fail
 from router.artefact import load_artefact
 from router.errors import RouterError
 
 app = typer.Typer(no_args_is_help=True, help="Show, open and close the gates of tasks.")
 
-ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")]
 TaskName = Annotated[str | None, typer.Option(help="Task; the first by default.")]
 Note = Annotated[str, typer.Option(help="Why; kept with the event.")]
 
@@ -74,12 +74,12 @@ def _case(path: Path, name: str | None) -> Iterator[_Case]:
         risk = settings.risk
         version = load_artefact(settings.router.artefact).version
         if config.postgres is None and not store_path(config).is_file():
-            _fail(f"{store_path(config)}: no such store; has the gateway run with this file?")
+            fail(f"{store_path(config)}: no such store; has the gateway run with this file?")
         with contextlib.closing(place_of(config, environment()).audits()) as store:
             claim = Claim(settings.name, version, risk.alpha, risk.delta)
             yield _Case(risk, claim, store)
     except (ConfigError, RouterError, StoreError) as error:
-        _fail(f"{path}: {error}")
+        fail(f"{path}: {error}")
 
 
 def _shown(case: _Case) -> dict[str, Any]:
@@ -127,8 +127,3 @@ def _readable(found: dict[str, Any]) -> str:
         kind = event.pop("kind")
         lines.append(f"{at}  {kind}  " + ", ".join(f"{k}={v}" for k, v in event.items()))
     return "\n".join(lines)
-
-
-def _fail(problem: str) -> NoReturn:
-    typer.echo(f"error: {problem}", err=True)
-    raise typer.Exit(1)

@@ -187,27 +187,27 @@ def _exchange(found: Found, task: Task, scrubber: Scrubber, now: float) -> Excha
     source = found.source_id or orjson.dumps([found.request, found.answer]).decode()
     created_at = now if found.created_at is None else found.created_at
     digest = hashlib.sha256(f"{task.name}\0{source}".encode("utf-8", "replace")).hexdigest()
+    kept = scrubber.scrubbed(request.model, found.request, found.answer)
     attempt = Attempt("import", "teacher", "ok", 200, *found.tokens, found.cost_usd, 0.0)
-    exchange = Exchange(
+    return Exchange(
         id=_id(found.created_at, digest),
         created_at=created_at,
         task=task.name,
         principal=PRINCIPAL,
-        model=request.model,
+        model=kept.model,
         stream=False,
         status=Status.COMPLETE,
         served_by=ServedBy.TEACHER.value,
         reason=Reason.IMPORTED.value,
         would_be_reason=Reason.IMPORTED.value,
-        request=found.request,
-        answer=found.answer,
+        request=kept.request,
+        answer=kept.answer,
         template=fingerprint(
             scrubber.redactor.messages(request.messages), request.tools, request.response_format
         ),
         attempts=(attempt,),
         end_user=end_user_of(found.request),
     )
-    return scrubber.exchange(exchange, b"")
 
 
 def _id(created_at: float | None, digest: str) -> str:

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -17,10 +17,10 @@ from gateway.auth import digest_hex
 from gateway.config_file import environment, load_config, place_of
 from gateway.errors import ConfigError, StoreError
 from gateway.store.access import AccessStore
+from gateway.terminal import ConfigFile, fail
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
-ConfigFile = Annotated[Path, typer.Option("--config", help="The configuration file (YAML).")]
 Name = Annotated[str, typer.Argument(help="`keys[].name` of the configuration.")]
 
 
@@ -54,7 +54,7 @@ def restore(config: ConfigFile, name: Name) -> None:
     """Let a revoked name in again."""
     with _access(config, name) as store:
         if not store.restore(name):
-            _fail(f"{name} is not revoked")
+            fail(f"{name} is not revoked")
     typer.echo(f"restored {name}; running gateways follow within two seconds")
 
 
@@ -64,14 +64,9 @@ def _access(path: Path, name: str) -> Iterator[AccessStore]:
         config = load_config(path)
         if name not in {key.name for key in config.keys}:
             known = ", ".join(key.name for key in config.keys) or "none"
-            _fail(f"{path}: there is no key {name!r}; there are: {known}")
+            fail(f"{path}: there is no key {name!r}; there are: {known}")
         store = place_of(config, environment()).access()
         with contextlib.closing(store):
             yield store
     except (ConfigError, StoreError) as error:
-        _fail(str(error))
-
-
-def _fail(problem: str) -> NoReturn:
-    typer.echo(f"error: {problem}", err=True)
-    raise typer.Exit(1)
+        fail(str(error))

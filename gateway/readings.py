@@ -9,7 +9,6 @@ from typing import Any
 
 from gateway.offload import Offload
 from gateway.store.keeping import Keeping, Reading
-from gateway.store.records import Filter
 from gateway.store.repository import Repository
 
 
@@ -30,7 +29,7 @@ class Readings:
         return await self.offload.run(self._read, exchange_id, who)
 
     def _read(self, exchange_id: str, who: str) -> dict[str, Any] | None:
-        found = next(iter(self.reader.read(Filter(ids=(exchange_id,)))), None)
-        detail = {"exchange": exchange_id, "found": found is not None}
+        found = self.reader.of_ids([exchange_id])
+        detail = {"exchange": exchange_id, "found": bool(found)}
         self.keeping.add_reading(Reading(time.time(), who, "exchange", detail))
-        return None if found is None else dataclasses.asdict(found)
+        return dataclasses.asdict(found[0]) if found else None

@@ -9,13 +9,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from gateway.captures import ConfigFile, since_time
 from gateway.config_file import environment, find_task, load_config, place_of
 from gateway.errors import ConfigError, StoreError
 from gateway.review_queue import Item, queue
@@ -23,10 +22,12 @@ from gateway.scrub import Scrubber
 from gateway.showing import prompt_of
 from gateway.store.feedback import OPERATOR, Feedback, FeedbackState, FeedbackStore
 from gateway.store.keeping import Reading
-from gateway.store.records import Exchange, Filter
+from gateway.store.records import Exchange
 from gateway.store.repository import Repository
 from gateway.streams.whole import answer_text
 from gateway.task_settings import Task
+from gateway.terminal import ConfigFile, fail, since_time
+from gateway.training_rows import answers_of
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False,
@@ -59,7 +60,7 @@ def list_command(
     with _desk(config, task) as desk:
         for item in _queue(desk, since, limit):
             exchange = _exchange(desk, item.exchange_id)
-            answers = {k: answer_text(v) for k, v in _answers(exchange).items()}
+            answers = {k: answer_text(v) for k, v in answers_of(exchange).items()}
             row = {"id": item.exchange_id, "kind": item.kind, "prompt": prompt_of(exchange)}
             said = [f.correction for f in desk.feedback.of(item.exchange_id) if f.correction]
             typer.echo(json.dumps({**row, "answers": answers, "suggested": said}))
@@ -79,13 +80,13 @@ def decide(
 ) -> None:
     """Decide on one exchange without a dialogue."""
     if sum((label is not None, side is not None, accept, reject)) != 1:
-        _fail("say one of --label, --side, --accept, --reject")
+        fail("say one of --label, --side, --accept, --reject")
     with _desk(config, task) as desk:
         exchange = _exchange(desk, exchange_id)
         if accept or reject:
             count = _settle(desk, exchange, accept)
             if not count:
-                _fail(f"nothing is suggested of {exchange_id}")
+                fail(f"nothing is suggested of {exchange_id}")
         else:
             _correct(desk, exchange, label if label is not None else _said(exchange, side or ""))
     typer.echo(f"decided {exchange_id}")
@@ -142,23 +143,16 @@ def _queue(desk: Desk, since: str, limit: int) -> list[Item]:
 
 
 def _exchange(desk: Desk, exchange_id: str) -> Exchange:
-    found = next(iter(desk.store.read(Filter(ids=(exchange_id,), task=desk.task.name))), None)
-    if found is None:
-        _fail(f"there is no exchange {exchange_id} of task {desk.task.name}")
-    return found
-
-
-def _answers(exchange: Exchange) -> dict[str, dict[str, object]]:
-    both = {exchange.served_by: exchange.answer}
-    if exchange.draw is not None:
-        both[exchange.draw.wants] = exchange.draw.answer
-    return {side: dict(answer) for side, answer in both.items() if answer}
+    found = desk.store.of_ids([exchange_id])
+    if not found or found[0].task != desk.task.name:
+        fail(f"there is no exchange {exchange_id} of task {desk.task.name}")
+    return found[0]
 
 
 def _said(exchange: Exchange, side: str) -> str:
-    answer = _answers(exchange).get(side)
+    answer = answers_of(exchange).get(side)
     if answer is None:
-        known = ", ".join(_answers(exchange)) or "nobody"
+        known = ", ".join(answers_of(exchange)) or "nobody"
         raise _NoAnswer(f"{side!r} did not answer this one; {known} did")
     return answer_text(answer)
 
@@ -183,7 +177,7 @@ def _settle(desk: Desk, exchange: Exchange, accept: bool) -> int:
 def _show(console: Console, desk: Desk, exchange: Exchange, head: str) -> None:
     console.rule(head)
     console.print(f"[bold]{escape(prompt_of(exchange))}[/bold]")
-    for side, answer in _answers(exchange).items():
+    for side, answer in answers_of(exchange).items():
         console.print(f"{side:8} {escape(answer_text(answer))}")
     for said in desk.feedback.of(exchange.id):
         parts = (said.rating, said.correction, said.comment)
@@ -207,9 +201,4 @@ def _desk(config: Path, task: str | None) -> Iterator[Desk]:
             keeping.add_reading(Reading(time.time(), f"cli {getpass.getuser()}", "review", detail))
             yield Desk(find_task(settings, task), store, feedback)
     except (ConfigError, StoreError, _NoAnswer) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)
+        fail(str(error))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import jsonpath
 
-from gateway.store.records import Exchange
 from gateway.task_settings import Task, redaction_rules
 from router.redact import LaterNames, Names, Redactor
 
@@ -32,6 +31,16 @@ def end_user_of(body: Mapping[str, Any]) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Scrubbed:
+    """What clients and upstreams wrote of an exchange, as it may be stored."""
+
+    model: str
+    request: Mapping[str, Any]
+    answer: Mapping[str, Any] | None
+    prefix: Mapping[str, Any] | None
+
+
 class Scrubber:
     """One task's rules."""
 
@@ -40,17 +49,23 @@ class Scrubber:
         self.redactor = Redactor(redaction_rules(task.redact), secrets)
         self._paths = [jsonpath.compile(path) for path in task.drop_fields]
 
-    def exchange(self, exchange: Exchange, raw: bytes) -> Exchange:
-        """The exchange as it may be stored; ``raw`` is its request as it came, or empty."""
+    def scrubbed(
+        self,
+        model: str,
+        request: Mapping[str, Any],
+        answer: Mapping[str, Any] | None,
+        prefix: Mapping[str, Any] | None = None,
+        raw: bytes = b"",
+    ) -> Scrubbed:
+        """What of an exchange may be stored; ``raw`` is the request as it came, if known."""
         names = Names()
         untouched = raw and not self._paths and self.redactor.clean(raw)
-        request = exchange.request if untouched else self._request(exchange.request, names)
-        return replace(
-            exchange,
-            model=self.redactor.text(exchange.model, names),
-            request=request,
-            answer=None if exchange.answer is None else self._answer(exchange.answer, names),
-            prefix=None if exchange.prefix is None else self._prefix(exchange.prefix, names),
+        kept = request if untouched else self._request(request, names)
+        return Scrubbed(
+            self.redactor.text(model, names),
+            kept,
+            None if answer is None else self._answer(answer, names),
+            None if prefix is None else self._prefix(prefix, names),
         )
 
     def second_answer(

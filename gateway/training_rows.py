@@ -62,14 +62,28 @@ def fine_tuning_row(exchange: Exchange, correction: str | None = None) -> dict[s
 
 
 def messages_of(exchange: Exchange) -> list[dict[str, Any]]:
-    """What was asked, as chat messages: those of the request, or of its text."""
-    if not exchange.bodies:
-        return []
-    if exchange.api is Api.CHAT:
-        messages: list[dict[str, Any]] = exchange.request["messages"]
+    """What was asked, as chat messages; none where bodies were dropped."""
+    return chat_of(exchange.api, exchange.request) if exchange.bodies else []
+
+
+def chat_of(api: Api, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A stored request as chat messages: its own, or those of its text.
+
+    Raises:
+        GatewayError: it is not a request of that endpoint.
+    """
+    if api is Api.CHAT:
+        messages: list[dict[str, Any]] = request["messages"]
         return messages
-    request = request_of(exchange.api, exchange.request)
-    return [{"role": m.role, "content": m.content} for m in request.messages]
+    return [{"role": m.role, "content": m.content} for m in request_of(api, request).messages]
+
+
+def answers_of(exchange: Exchange) -> dict[str, Any]:
+    """What each side answered, by side, cut or not."""
+    both = {exchange.served_by: exchange.answer}
+    if exchange.draw is not None:
+        both[exchange.draw.wants] = exchange.draw.answer
+    return {side: answer for side, answer in both.items() if answer}
 
 
 def prefix_tokens(prefix: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,11 +114,7 @@ def student_json_of(answer: Any, exchange: Exchange) -> dict[str, Any]:
 
 def _answers(exchange: Exchange) -> dict[str, Any]:
     """Whole answers by side; a cut one is no training data."""
-    draw = exchange.draw
-    both = {exchange.served_by: exchange.answer}
-    if draw is not None:
-        both[draw.wants] = draw.answer
-    return {side: answer for side, answer in both.items() if answer and is_whole(answer)}
+    return {side: answer for side, answer in answers_of(exchange).items() if is_whole(answer)}
 
 
 def _assistant(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -165,13 +165,17 @@ class Turn:
     ) -> Exchange:
         """The record of this turn; ``now`` is monotonic seconds."""
         verdict = self.verdict
-        exchange = Exchange(
+        asked = self.request
+        kept = self.task.scrubber.scrubbed(
+            asked.model, asked.body, answer, _prefix_json(self.prefix), asked.raw
+        )
+        return Exchange(
             id=self.id,
             created_at=self.created_at,
             task=self.task.name,
             principal=self.principal.name,
-            model=self.request.model,
-            stream=self.request.stream,
+            model=kept.model,
+            stream=asked.stream,
             status=status,
             served_by=verdict.served_by.value,
             reason=verdict.reason.value,
@@ -184,18 +188,17 @@ class Turn:
             router=verdict.router,
             arm=verdict.arm,
             error=error,
-            request=self.request.body,
-            api=self.request.api,
-            answer=answer,
-            prefix=_prefix_json(self.prefix),
+            request=kept.request,
+            api=asked.api,
+            answer=kept.answer,
+            prefix=kept.prefix,
             draw_p=self.draw_p,
             draw=self._draw(status),
             attempts=tuple(self.attempts),
             overhead_ms=round(self.overhead_s * 1000, 4),
             total_ms=round((now - self.started) * 1000, 3),
-            end_user=end_user_of(self.request.body),
+            end_user=end_user_of(asked.body),
         )
-        return self.task.scrubber.exchange(exchange, self.request.raw)
 
     def _draw(self, status: Status) -> Draw | None:
         """The second half that a drawn exchange waits for. An exchange outside the certificate's

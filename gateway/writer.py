@@ -130,7 +130,7 @@ class Writer:
             self._metrics.commit_seconds.observe(time.perf_counter() - started)
         if self._late and (not exchanges or self._fault is None):
             self._try_late()
-        elif not exchanges and self._store.writable():
+        elif self._fault is not None and not exchanges and self._store.writable():
             self._fault = None
         self._settle()
 

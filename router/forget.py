@@ -39,18 +39,18 @@ def forget_prompts(folder: Path, texts: Collection[str]) -> tuple[int, int]:
         return 0, 0
     if len(gone) == len(artefact.prompts):
         raise ArtefactError(f"{folder}: every prompt is to be forgotten; fit a new artefact")
-    tensors, points = _without(artefact, gone)
-    kept = [dict(p) for i, p in enumerate(artefact.prompts) if i not in set(gone)]
+    keep = np.setdiff1d(np.arange(len(artefact.prompts)), gone)
+    tensors, points = _without(artefact, gone, keep)
+    kept = [dict(artefact.prompts[i]) for i in keep]
     manifest = {k: v for k, v in artefact.manifest.items() if k not in {"format", "files"}}
     manifest["forgotten"] = int(manifest.get("forgotten", 0)) + len(gone)
     _replace(folder, manifest, tensors, kept)
     return len(gone), points
 
 
-def _without(artefact: Artefact, gone: list[int]) -> tuple[dict[str, Any], int]:
+def _without(artefact: Artefact, gone: list[int], keep: Any) -> tuple[dict[str, Any], int]:
     tensors = dict(artefact.tensors)
     count, points = len(artefact.prompts), 0
-    keep = np.setdiff1d(np.arange(count), gone)
     tensors["prompts"] = tensors["prompts"][keep]
     for tier in _TIERS:
         # Points that are the prompts themselves come in their order; centres are fewer.

@@ -145,15 +145,15 @@ class FeedbackStore(SharedTables):
         return [_feedback(row) for row in rows]
 
 
-def corrections(store: Repository, exchange_id: str) -> str | None:
-    """The accepted correction of an exchange: an operator's before a client's, then the latest."""
-    row = store.connection.execute(
-        "SELECT correction FROM feedback WHERE exchange_id = ? AND state = 'accepted' "
-        "AND correction IS NOT NULL "
-        "ORDER BY CASE WHEN principal = ? THEN 0 ELSE 1 END, at DESC LIMIT 1",
-        (exchange_id, OPERATOR),
-    ).fetchone()
-    return None if row is None else _text(row[0])
+def corrections(store: Repository, ids: Sequence[str]) -> dict[str, str]:
+    """The accepted corrections of exchanges: an operator's before a client's, then the latest."""
+    rows = store.connection.execute(
+        "SELECT exchange_id, correction FROM feedback WHERE state = 'accepted' "
+        f"AND correction IS NOT NULL AND exchange_id IN ({', '.join('?' * len(ids))}) "
+        "ORDER BY CASE WHEN principal = ? THEN 1 ELSE 0 END, at",
+        (*ids, OPERATOR),
+    )
+    return {id_: _text(correction) for id_, correction in rows}
 
 
 def _feedback(row: Sequence[Any]) -> Feedback:

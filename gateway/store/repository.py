@@ -189,7 +189,7 @@ class Repository(ABC):
 
     def starting_with(self, prefix: str) -> list[Exchange]:
         """The exchange of that id; else those whose ids start so, three at most."""
-        exact = list(self.read(Filter(ids=(prefix,))))
+        exact = self.of_ids([prefix])
         if exact:
             return exact
         sql = "SELECT id FROM exchanges WHERE id >= ? AND id < ? LIMIT 3"

@@ -21,8 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import aiohttp
-
 from deploy.demo.processes import Children, wait_ready
 from gateway.metrics import Metrics
 from gateway.shipping import BATCH, Shipper
@@ -32,7 +30,7 @@ from gateway.store.records import Attempt, Exchange
 from gateway.store.sqlite import SqliteStore
 from gateway.writer import MAX_BATCH
 from tests.bench.__main__ import gateway
-from tests.bench.load import Side
+from tests.bench.load import Side, paced
 from tests.fakes.answers import completion
 from tests.fakes.postgres import postgres
 from tests.fakes.process import free_port
@@ -98,29 +96,6 @@ def _line(sides: dict[tuple[int, str], Side], workers: int, rate: int, rounds: i
     )
     print(f"{rate:10} {workers:8} {p50:9.2f} {bare50:7.2f} {p50 - bare50:7.2f} "
           f"{p99:9.2f} {bare99:7.2f} {grouped:10.2f}")  # fmt: skip
-
-
-async def paced(side: Side, rate: int, seconds: float) -> tuple[float, float]:
-    """p50 and p99 in ms of answers asked for at a steady rate, whatever the others take."""
-    times: list[float] = []
-    body = side.body(FAR, False)
-    headers = {"content-type": "application/json", **side.headers}
-
-    async def one(session: aiohttp.ClientSession) -> None:
-        started = time.perf_counter()
-        async with session.post(side.url, data=body, headers=headers) as response:
-            await response.read()
-            assert response.status == 200
-        times.append((time.perf_counter() - started) * 1000)
-
-    connector = aiohttp.TCPConnector(limit=256)
-    async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as group:
-        began = time.perf_counter()
-        for number in range(int(rate * seconds)):
-            await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
-            group.create_task(one(session))
-    times.sort()
-    return times[len(times) // 2], times[int(len(times) * 0.99)]
 
 
 def _commits(side: Side) -> tuple[float, float]:

@@ -16,11 +16,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
 import yaml
 
 from deploy.demo.processes import Child, Children, wait_ready
-from tests.bench.load import Side
+from tests.bench.load import Side, paced
 from tests.fakes.answers import hangs, teacher_chunk, teacher_says, vllm_events
 from tests.fakes.process import free_port
 from tests.fakes.rig import FAR, IN_DOMAIN, KEY, SECRETS, config_data
@@ -173,27 +172,6 @@ async def crawl(port: int, count: int) -> None:
             await asyncio.sleep(0.002)
 
 
-async def paced(side: Side) -> float:
-    """p99 in ms of ordinary requests at a steady rate, whatever becomes of the ones before."""
-    times: list[float] = []
-    body, headers = side.body(FAR, False), {"content-type": "application/json", **side.headers}
-
-    async def one(session: aiohttp.ClientSession) -> None:
-        started = time.perf_counter()
-        async with session.post(side.url, data=body, headers=headers) as response:
-            await response.read()
-            assert response.status == 200
-        times.append((time.perf_counter() - started) * 1000)
-
-    async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
-        due = time.perf_counter()
-        for _ in range(int(RATE * SECONDS)):
-            due += 1 / RATE
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            group.create_task(one(session))
-    return sorted(times)[int(len(times) * 0.99)]
-
-
 def slow(children: Children, folder: Path) -> None:
     """Ordinary requests beside slow ones. Slow clients and upstream are processes of their own, but
     share the machine's cores with the gateway: so the slow clients go to another gateway of the
@@ -208,7 +186,7 @@ def slow(children: Children, folder: Path) -> None:
     _, other_port = gateway(children, folder / "other", url, url)
     auth = {"authorization": f"Bearer {KEY}"}
     side = Side("ordinary", child, f"http://127.0.0.1:{port}{CHAT}", [FAR], auth)
-    asyncio.run(paced(side))
+    asyncio.run(paced(side, RATE, SECONDS))
     pairs = []
     print(f"\np99 of {RATE} ordinary requests/s in ms, alone and beside {SLOW} slow clients")
 
@@ -216,7 +194,7 @@ def slow(children: Children, folder: Path) -> None:
         command = [*module, "crawl", str(where), str(SLOW)]
         crawling = children.start(f"slow{number}-{where}", command, {})
         time.sleep(4)
-        measured = asyncio.run(paced(side))
+        _, measured = asyncio.run(paced(side, RATE, SECONDS))
         assert crawling.popen.poll() is None, crawling.tail()
         crawling.stop()
         time.sleep(1)
@@ -224,7 +202,7 @@ def slow(children: Children, folder: Path) -> None:
 
     print("    alone  at another gateway  at this one")
     for number in range(ROUNDS):
-        alone = asyncio.run(paced(side))
+        _, alone = asyncio.run(paced(side, RATE, SECONDS))
         elsewhere, here = beside(number, other_port), beside(number, port)
         pairs.append((elsewhere, here))
         print(f"  {alone:7.2f} {elsewhere:19.2f} {here:12.2f}  {here / elsewhere - 1:+.0%}")

@@ -119,3 +119,26 @@ async def load(side: Side, requests: int, connections: int, *, stream: bool = Fa
         times[len(times) // 2],
         times[int(len(times) * 0.99)],
     )
+
+
+async def paced(side: Side, rate: int, seconds: float) -> tuple[float, float]:
+    """p50 and p99 in ms of answers asked for at a steady rate, whatever the others take."""
+    times: list[float] = []
+    body = side.body(side.texts[0], False)
+    headers = {"content-type": "application/json", **side.headers}
+
+    async def one(session: aiohttp.ClientSession) -> None:
+        started = time.perf_counter()
+        async with session.post(side.url, data=body, headers=headers) as response:
+            await response.read()
+            assert response.status == 200
+        times.append((time.perf_counter() - started) * 1000)
+
+    connector = aiohttp.TCPConnector(limit=256)
+    async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as group:
+        began = time.perf_counter()
+        for number in range(int(rate * seconds)):
+            await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
+            group.create_task(one(session))
+    times.sort()
+    return times[len(times) // 2], times[int(len(times) * 0.99)]
