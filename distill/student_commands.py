@@ -11,12 +11,12 @@ import typer
 from router.errors import RouterError
 from router.rows import read_rows
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train a student.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train and serve students.")
 
 
 @app.callback()
 def _group() -> None:
-    """Train a student."""
+    """Train and serve students."""
 
 
 @app.command()
@@ -46,3 +46,26 @@ def train(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(json.dumps({"student": str(out), "name": name, **manifest["metrics"]}))
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind.")] = 8011,
+    cache: Annotated[
+        Path,
+        typer.Option(envvar="UNDERSTUDY_CACHE", help="Folder for the encoder, built once."),
+    ] = Path(".cache/encoders"),
+) -> None:
+    """Serve classifier students behind OpenAI's wire format; gateways load versions into it."""
+    import uvicorn
+
+    from distill.classifier_server import create_classifier_app
+    from router.encoder import load_encoders
+
+    try:
+        encoders = load_encoders(cache)
+    except RouterError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    uvicorn.run(create_classifier_app(encoders), host=host, port=port, log_level="warning")

@@ -53,7 +53,7 @@ class Auditor:
         """Until cancelled. A store that cannot be read leaves the last word standing."""
         while True:
             self.wake.clear()
-            for task in self.tasks:
+            for task in self.tasks.arms():
                 await self.look(task)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
@@ -73,7 +73,8 @@ class Auditor:
             standing.status, standing.closed,
         ):  # fmt: skip
             log("audit", task=task.name, status=standing.status, closed=standing.closed)
-        self._show(task, standing)
+        if task.arm == "incumbent":
+            self._show(task, standing)
 
     def advance(self, task: TaskRuntime) -> Standing:
         """Apply every label that is there, in one transaction; how the task stands afterwards.

@@ -23,6 +23,7 @@ class Principal:
     tokens_per_minute: int | None = None
     usd_per_day: float | None = None
     may_correct: bool = False
+    may_train: bool = True
     feedback_per_day: int = 1000
 
     @property
@@ -105,6 +106,7 @@ def _principal(key: Key) -> Principal:
         key.tokens_per_minute,
         key.usd_per_day,
         key.may_correct,
+        key.may_train,
         key.feedback_per_day,
     )
 

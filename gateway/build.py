@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gateway.errors import ConfigError
+from gateway.judging import Judge as AnyJudge
 from gateway.judging import gate_closed
 from gateway.retry_budget import RetryBudget
 from gateway.scrub import Scrubber
@@ -34,16 +35,14 @@ def build_tasks(
     tasks = []
     for index, settings in enumerate(config.tasks):
         judge = None
-        if settings.router is not None:
+        if settings.router is not None and settings.router.artefact is not None:
             try:
                 encoders = encoders or load_encoders(config.cache)
-                judge = Judge.load(settings.router.artefact, encoders)
-                judge.remember(settings.router.remember)
-                _check_judge(settings, judge)
+                judge = load_judge(settings, encoders)
             except (RouterError, ConfigError) as error:
                 problems.append(f"tasks[{index}].router.artefact: {error}")
                 continue
-        runtime = _runtime(settings, judge, secrets)
+        runtime = bound(settings, judge, secrets)
         if settings.probe is not None:
             try:
                 runtime.probe = _probe(settings.probe.file)
@@ -53,6 +52,21 @@ def build_tasks(
     if problems:
         raise ConfigError(problems)
     return tasks
+
+
+def load_judge(settings: Task, encoders: Encoders) -> Judge:
+    """The task's artefact, checked.
+
+    Raises:
+        RouterError: it cannot be loaded.
+        ConfigError: it is not for this configuration.
+    """
+    assert settings.router is not None
+    assert settings.router.artefact is not None
+    judge = Judge.load(settings.router.artefact, encoders)
+    judge.remember(settings.router.remember)
+    _check_judge(settings, judge)
+    return judge
 
 
 def _probe(path: Path) -> list[Row]:
@@ -85,7 +99,8 @@ def _check_judge(settings: Task, judge: Judge) -> None:
         )
 
 
-def _runtime(settings: Task, judge: Judge | None, secrets: Mapping[str, str]) -> TaskRuntime:
+def bound(settings: Task, judge: AnyJudge | None, secrets: Mapping[str, str]) -> TaskRuntime:
+    """A task with its judge and upstreams."""
     student = None
     uncertified = None
     if settings.student is not None and judge is not None:

@@ -36,8 +36,9 @@ def announce(tasks: Iterable[TaskRuntime], metrics: Metrics) -> None:
             metrics.threshold.labels(task.name).set(task.judge.threshold or 0.0)
             metrics.gate_open.labels(task.name).set(task.closed is None)
             metrics.draw_rate.labels(task.name).set(task.draw_rate)
-            name = task.student.settings.model
+            name = task.student.settings.served_model
             metrics.student_info.labels(task.name, name, task.judge.version).set(1)
+        metrics.canary_share.labels(task.name).set(task.canary_share if task.canary else 0.0)
         if task.closed:
             log("gate_closed", task=task.name, why=task.closed)
 
@@ -51,7 +52,9 @@ def forget_gone(
         if task.judge is None or task.student is None:
             continue
         if (task.name, task.judge.version) not in staying:
-            metrics.forget_student(task.name, task.student.settings.model, task.judge.version)
+            metrics.forget_student(
+                task.name, task.student.settings.served_model, task.judge.version
+            )
 
 
 def _names(tasks: Iterable[TaskRuntime], principal: Principal) -> list[str]:

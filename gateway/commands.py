@@ -80,7 +80,9 @@ def check_config(
     problems = [
         f"{path}: tasks[{index}].router.artefact: {task.router.artefact} has no manifest.json"
         for index, task in enumerate(settings.tasks)
-        if task.router and not (task.router.artefact / "manifest.json").is_file()
+        if task.router
+        and task.router.artefact
+        and not (task.router.artefact / "manifest.json").is_file()
     ]
     if problems:
         fail(*problems)
@@ -107,7 +109,7 @@ def explain(
     settings = _loaded(config)
     try:
         result = run(settings, text, task, system, ask_student)
-    except (ConfigError, RouterError) as error:
+    except (ConfigError, RouterError, StoreError) as error:
         fail(f"{config}: {error}")
     typer.echo(json.dumps(result) if as_json else _readable(result))
 
@@ -129,6 +131,7 @@ def replay(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Try another budget, threshold or artefact on what was logged: coverage, risk, cost."""
+    from gateway.deployed import serving_task
     from gateway.replay import Wish, cases, report
     from gateway.replay_report import plain, plot_svg
     from gateway.store.records import Filter, Status
@@ -138,11 +141,11 @@ def replay(
 
     loaded = _loaded(config)
     try:
-        settings = find_task(loaded, task)
-        folder = artefact or (settings.router.artefact if settings.router else None)
-        if folder is None:
-            raise ConfigError([f"task {settings.name!r} has no router; name an --artefact"])
-        judge = Judge.load(folder, load_encoders(loaded.cache))
+        if artefact is None:
+            settings, artefact = serving_task(loaded, task)
+        else:
+            settings = find_task(loaded, task)
+        judge = Judge.load(artefact, load_encoders(loaded.cache))
         which = Filter(task=settings.name, status=Status.COMPLETE.value, since=since_time(since))
         with contextlib.closing(place_of(loaded, environment()).reader()) as store:
             found = cases(store.read(which), judge, settings, slice_by)

@@ -101,11 +101,14 @@ def _anchored(config: Config, folder: Path) -> Config:
 
 def _anchored_task(task: Task, folder: Path) -> Task:
     changed: dict[str, Any] = {}
-    if task.router is not None:
+    if task.router is not None and task.router.artefact is not None:
         artefact = folder / task.router.artefact
         changed["router"] = task.router.model_copy(update={"artefact": artefact})
     if task.probe is not None:
         changed["probe"] = task.probe.model_copy(update={"file": folder / task.probe.file})
+    changed["distill"] = task.distill.model_copy(
+        update={"folder": folder / task.distill.folder, "base": folder / task.distill.base}
+    )
     return task.model_copy(update=changed)
 
 
@@ -116,7 +119,7 @@ def find_task(config: Config, name: str | None, judged: bool = False) -> Task:
         ConfigError: there is none.
     """
     for task in config.tasks:
-        if name in (None, task.name) and (task.router is not None or not judged):
+        if name in (None, task.name) and (task.router is not None or task.registered or not judged):
             return task
     wanted = f"task {name!r}" if name else "task"
     raise ConfigError([f"there is no {wanted}" + (" with a router" if judged else "")])

@@ -90,7 +90,7 @@ class DrawWorker:
     async def _second(self, job: PendingDraw) -> Draw:
         """Ask the other side; an outage leaves the draw pending until it is too old: from then on
         the audit counts it as a disagreement."""
-        task, tries = self.tasks.get(job.task), job.tries + 1
+        task, tries = self.tasks.judged_by(job.task, job.router), job.tries + 1
         if task is None:
             return Draw(0.0, job.wants, DrawState.FAILED, tries)
         overdue = time.time() - job.created_at > task.settings.risk.audit_timeout_s

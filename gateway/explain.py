@@ -11,7 +11,8 @@ from typing import Any
 
 from gateway.api.chat import parse_chat
 from gateway.api.request import ApiRequest
-from gateway.config_file import environment, find_task, place_of
+from gateway.config_file import environment, place_of
+from gateway.deployed import serving_task
 from gateway.eligibility import unsupported
 from gateway.errors import ConfigError, StoreError
 from gateway.gate import Gate
@@ -43,10 +44,8 @@ def explain(
         ConfigError: no such task, or it has no judge.
         RouterError: the artefact cannot be used.
     """
-    settings = find_task(config, task)
-    if settings.router is None:
-        raise ConfigError([f"task {settings.name!r} has no router"])
-    judge = Judge.load(settings.router.artefact, load_encoders(config.cache))
+    settings, artefact = serving_task(config, task)
+    judge = Judge.load(artefact, load_encoders(config.cache))
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})

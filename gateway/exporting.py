@@ -21,7 +21,7 @@ from gateway.errors import StoreError
 from gateway.store.feedback import corrections
 from gateway.store.records import Exchange, Filter
 from gateway.store.repository import CHUNK, Repository
-from gateway.training_rows import fine_tuning_row, messages_of, training_row
+from gateway.store.training import fine_tuning_row, messages_of, training_row
 
 T = TypeVar("T")
 SAVED_EVERY = 1000

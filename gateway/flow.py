@@ -90,6 +90,8 @@ class Flow:
         """Everything that can send a request to the teacher without paying the student."""
         task, judge = turn.task, turn.task.judge
         if task.student is None or judge is None:
+            if task.awaits_student and turn.wishes.route is Route.JUDGED:
+                self._draw(turn)
             return Reason.NO_STUDENT, None
         if unsupported(turn.request, task.settings, judge.profile):
             return Reason.UNSUPPORTED_FEATURE, None

@@ -11,14 +11,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from gateway.config_file import environment, place_of
 from gateway.errors import GatewayError, StoreError
 from gateway.exporting import Gone, chat_key, forget_in_file
 from gateway.settings import Config
 from gateway.store.keeping import Asked, Keeping
 from gateway.store.place import Place
 from gateway.store.sqlite import SqliteStore
+from gateway.store.training import chat_of
 from gateway.streams.whole import request_of
-from gateway.training_rows import chat_of
+from gateway.task_settings import Task
 from router.errors import RouterError
 from router.forget import forget_prompts
 from router.template import variable_text
@@ -83,20 +85,32 @@ def _in_artefacts(config: Config, found: Sequence[Asked]) -> list[str]:
     told = []
     for task in config.tasks:
         texts = {t for asked in found if asked.task == task.name for t in _texts(asked)}
-        if task.router is None or not texts:
+        if not texts:
             continue
-        folder: Path = task.router.artefact
-        try:
-            prompts, points = forget_prompts(folder, texts)
-        except (RouterError, OSError) as error:
-            told.append(f"todo: {folder}: {error}")
-            continue
-        if prompts:
-            told.append(
-                f"{folder}: {prompts} prompts and {points} points of its indexes taken out; send "
-                "running gateways SIGHUP"
-            )
+        for folder in _artefacts(config, task):
+            told += _in_artefact(folder, texts)
     return told
+
+
+def _in_artefact(folder: Path, texts: set[str]) -> list[str]:
+    try:
+        prompts, points = forget_prompts(folder, texts)
+    except (RouterError, OSError) as error:
+        return [f"todo: {folder}: {error}"]
+    if not prompts:
+        return []
+    return [
+        f"{folder}: {prompts} prompts and {points} points of its indexes taken out; send running "
+        "gateways SIGHUP"
+    ]
+
+
+def _artefacts(config: Config, task: Task) -> list[Path]:
+    """Every artefact that holds training prompts of a task."""
+    if not task.registered:
+        return [task.router.artefact] if task.router and task.router.artefact else []
+    with contextlib.closing(place_of(config, environment()).registry()) as registry:
+        return [v.router for v in registry.versions(task.name) if v.router is not None]
 
 
 def _texts(asked: Asked) -> list[str]:

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from gateway.auditor import audit_of, close_gate, open_gate, standing_of
-from gateway.config_file import environment, find_task, load_config, place_of, store_path
+from gateway.config_file import environment, load_config, place_of, store_path
+from gateway.deployed import serving_task
 from gateway.errors import ConfigError, StoreError
 from gateway.store.audits import AuditStore, Claim
 from gateway.task_settings import Risk
@@ -69,10 +70,9 @@ def close(config: ConfigFile, note: Note, task: TaskName = None) -> None:
 def _case(path: Path, name: str | None) -> Iterator[_Case]:
     try:
         config = load_config(path)
-        settings = find_task(config, name, judged=True)
-        assert settings.router is not None
+        settings, artefact = serving_task(config, name)
         risk = settings.risk
-        version = load_artefact(settings.router.artefact).version
+        version = load_artefact(artefact).version
         if config.postgres is None and not store_path(config).is_file():
             fail(f"{store_path(config)}: no such store; has the gateway run with this file?")
         with contextlib.closing(place_of(config, environment()).audits()) as store:

@@ -39,14 +39,14 @@ class HealthChecker:
         asked: dict[str, float] = {}
         while True:
             await self.sleep(TICK_S)
-            students = [task.student for task in self.tasks if task.student is not None]
+            students = [task.student for task in self.tasks.arms() if task.student is not None]
             due = [pair for student in students for pair in _due(student, asked)]
             await asyncio.gather(*(self.probe(student, upstream) for student, upstream in due))
 
     async def probe(self, student: StudentRuntime, upstream: Upstream) -> bool:
         """One token from one replica; its breaker is told."""
         limit = student.settings.timeout_s
-        body = {"model": student.settings.model, "max_tokens": 1,
+        body = {"model": student.settings.served_model, "max_tokens": 1,
                 "messages": [{"role": "user", "content": "ok"}]}  # fmt: skip
         well = False
         try:
@@ -75,6 +75,8 @@ def _due(student: StudentRuntime, asked: dict[str, float]) -> list[tuple[Student
     now, due = monotonic(), []
     for upstream in student.upstreams:
         last = asked.setdefault(upstream.name, now)
+        if student.folder is not None and upstream.name not in student.ready:
+            continue  # the reconciler's business
         wanted = not upstream.breaker.closed or now - last >= student.settings.health_every_s
         if wanted and not upstream.in_flight and upstream.ready(now):
             asked[upstream.name] = now

@@ -149,6 +149,19 @@ class Metrics:
         self.events = Counter(
             "understudy_events", "Events of audit and gate.", ["task", "kind"], registry=registry
         )
+        self.deployments = Counter(
+            "understudy_deployments", "Changes of the registry followed here: taken or failed.",
+            ["task", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.canary_share = Gauge(
+            "understudy_canary_share", "Share of the task's traffic that a new version answers.",
+            ["task"], multiprocess_mode="livemostrecent", registry=registry,
+        )  # fmt: skip
+        self.replicas_ready = Gauge(
+            "understudy_replicas_ready", "Replicas that list a student version and answered a "
+            "probe for it.",
+            ["task", "student"], multiprocess_mode="livemin", registry=registry,
+        )  # fmt: skip
         self.reloads = Counter(
             "understudy_reloads", "Changed configurations by outcome: taken or refused.",
             ["outcome"], registry=registry,

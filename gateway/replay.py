@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.store.records import DrawState, Exchange
+from gateway.store.training import prefix_tokens, student_json_of
 from gateway.streams.whole import answer_text, request_of
 from gateway.task_settings import Task
-from gateway.training_rows import prefix_tokens, student_json_of
 from router.binomial import upper_bound
 from router.certify import Budget, Calibration, Certificate, certify, risk_p_value, threshold_grid
 from router.comparator import comparator

@@ -24,10 +24,10 @@ from gateway.store.feedback import OPERATOR, Feedback, FeedbackState, FeedbackSt
 from gateway.store.keeping import Reading
 from gateway.store.records import Exchange
 from gateway.store.repository import Repository
+from gateway.store.training import answers_of
 from gateway.streams.whole import answer_text
 from gateway.task_settings import Task
 from gateway.terminal import ConfigFile, fail, since_time
-from gateway.training_rows import answers_of
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False,

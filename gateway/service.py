@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
+
+import aiohttp
 
 from gateway import catalogue
 from gateway.admin import Admin
@@ -26,6 +28,7 @@ from gateway.books import Books, not_stored
 from gateway.build import build_tasks
 from gateway.capture import Capture
 from gateway.config_file import place_of
+from gateway.deployer import Deployer
 from gateway.draws import DrawWorker
 from gateway.equivalence import Equivalence
 from gateway.errors import ConfigError, GatewayError
@@ -43,9 +46,12 @@ from gateway.offload import Offload
 from gateway.passthrough import Passthrough
 from gateway.prober import Prober
 from gateway.readings import Readings
+from gateway.reconciler import Reconciler
 from gateway.refine import Refiner
 from gateway.reload import Source, read_again, take_over
 from gateway.replays import Replays
+from gateway.rolling_back import Rollbacks
+from gateway.scrub import end_user_of
 from gateway.settings import Config
 from gateway.sharing import Sharer
 from gateway.shipping import Shipper
@@ -73,6 +79,19 @@ JUDGING_THREADS = 2
 """Threads for the sentence encoder, which releases the interpreter's lock while it computes."""
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=_Closable)
+
+
+def _conversation(principal: Principal, asked: ApiRequest) -> str:
+    """What stays with one arm of a canary: an application's end user, else a conversation."""
+    first = next((m.content for m in asked.messages if m.role == "user"), "")
+    return f"{principal.name}|{end_user_of(asked.body) or first}"
+
+
 class Service:
     """The gateway's state. ``async with`` opens store, connections and background work."""
 
@@ -83,6 +102,7 @@ class Service:
     histories: Histories
     feedback: FeedbackDesk
     readings: Readings
+    deployer: Deployer
 
     def __init__(
         self,
@@ -119,6 +139,7 @@ class Service:
         """Reads configuration and secrets again; None where there is no file to read."""
         self._stack = contextlib.AsyncExitStack()
         self._place = place_of(config, secrets)
+        self._encoders = encoders
         self._writer = SqliteStore.open(self._place.path, BUSY_S)
 
     async def __aenter__(self) -> Self:
@@ -127,8 +148,7 @@ class Service:
         capture.start()
         stack.push_async_callback(capture.close)
         place = self._place
-        reader = place.reader()
-        stack.callback(reader.close)
+        reader = self._kept(place.reader())
         session = await stack.enter_async_context(open_session())
         books = Books(capture, self.metrics, asyncio.Event(), asyncio.Event(), self.allowances)
         judging = Offload(stack.enter_context(ThreadPoolExecutor(JUDGING_THREADS, "judge")))
@@ -141,34 +161,29 @@ class Service:
             self._rng,
         )
         self.passthrough = Passthrough(session, self.tasks.default, books)
-        audits = place.audits()
-        stack.callback(audits.close)
+        audits = self._kept(place.audits())
         offload = Offload(stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "store")))
         self.auditor = Auditor(self.tasks, audits, self.metrics, books.wake_audit, offload)
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
         catalogue.announce(self.tasks, self.metrics)
         self.metrics.store_set_aside.set(len(set_aside(place.path)))
-        own = reader
-        if place.shared:
-            own = SqliteStore.read_only(place.path)
-            stack.callback(own.close)
+        own = self._kept(SqliteStore.read_only(place.path)) if place.shared else reader
         self.histories = Histories([own, reader] if place.shared else [reader], offload)
-        halves: Halves = OwnHalves(reader, capture, offload)
-        if place.shared:
-            halves = SharedHalves(reader, offload)
+        halves: Halves = (
+            SharedHalves(reader, offload) if place.shared else OwnHalves(reader, capture, offload)
+        )
         equivalence = Equivalence(session, halves, books, offload)
         draws = DrawWorker(self.tasks, halves, session, books, equivalence, offload)
         prober = Prober(self.tasks, audits, session, books, offload)
         health = HealthChecker(self.tasks, session, self.metrics)
-        access = place.access()
-        stack.callback(access.close)
+        following = self._following(session, health, offload)
+        await self.deployer.look()
+        access = self._kept(place.access())
         sharer = Sharer(self.allowances, access, self.metrics, offload)
-        keeping = place.keeping()
-        stack.callback(keeping.close)
+        keeping = self._kept(place.keeping())
         sweeper = Sweeper(self.tasks, keeping, self.metrics, offload)
-        said = place.feedback()
-        stack.callback(said.close)
+        said = self._kept(place.feedback())
         self.feedback = FeedbackDesk(
             self.tasks, said, self.metrics, offload, SHIPPING_S if place.shared else 0.0
         )
@@ -185,16 +200,36 @@ class Service:
             workers += [draws, prober, sweeper]
             if place.shared:
                 workers.append(self._shipper())
-        for worker in workers:
+        for worker in (*workers, *following):
             stack.push_async_callback(stopped, asyncio.create_task(logged(worker)))
         self._make_admin()
         return self
 
+    def _kept(self, opened: C) -> C:
+        """Close it with the service."""
+        self._stack.callback(opened.close)
+        return opened
+
+    def _following(
+        self, session: aiohttp.ClientSession, health: HealthChecker, offload: Offload
+    ) -> list[Worker]:
+        """What follows the registry of students."""
+        registry = self._kept(self._place.registry())
+        self.deployer = Deployer(
+            self.tasks, registry, self.auditor, self.metrics, offload, lambda: self.config,
+            lambda: self._secrets, encoders=self._encoders,
+        )  # fmt: skip
+        reconciler = Reconciler(self.deployer.students, session, health, self.metrics)
+        self.deployer.ready = reconciler.look
+        following: list[Worker] = [self.deployer, reconciler]
+        if self._first:
+            following.append(Rollbacks(self.tasks, registry, offload))
+        return following
+
     def _shipper(self) -> Shipper:
         stack, place = self._stack, self._place
-        outbox, postgres = SqliteStore.open(place.path), place.repository()
-        stack.callback(outbox.close)
-        stack.callback(postgres.close)
+        outbox = self._kept(SqliteStore.open(place.path))
+        postgres = self._kept(place.repository())
         pool = stack.enter_context(ThreadPoolExecutor(1, "ship"))
         return Shipper(outbox, postgres, self.metrics, pool)
 
@@ -221,6 +256,11 @@ class Service:
         tasks = fresh.tasks
         for task in tasks:
             take_over(self.tasks.get(task.name), task)
+        tasks = [
+            await self.deployer.taken_over(settings, task)
+            for settings, task in zip(fresh.config.tasks, tasks, strict=True)
+        ]
+        for task in tasks:
             if task.standing is None:  # no request may meet a gate that nobody looked at
                 await self.auditor.look(task)
         catalogue.forget_gone(self.tasks, tasks, self.metrics)
@@ -293,6 +333,7 @@ class Service:
             )
         if task.settings.capture == "strict" and self.flow.books.capture.refusing:
             raise not_stored(task.name)
+        task = task.arm_for(_conversation(principal, asked)) if task.canary else task
         return Turn(new_id(), time.time(), started, principal, task, asked, wishes)
 
     async def take_feedback(self, incoming: Incoming) -> dict[str, Any]:

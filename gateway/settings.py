@@ -129,6 +129,11 @@ class Key(Section):
         description="Corrections sent as feedback become labels at once; those of other keys are "
         "suggestions that wait for `understudy review`.",
     )
+    may_train: bool = Field(
+        True,
+        description="Whether its exchanges may become training data; as they are stored, so it "
+        "stays.",
+    )
     feedback_per_day: int = Field(
         1000, ge=0, description="Requests that it may give feedback on in a day (UTC)."
     )

@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from gateway.store.records import Exchange
+from gateway.store.training import messages_of
 from gateway.streams.whole import answer_text
-from gateway.training_rows import messages_of
 
 
 def summary_of(row: Exchange) -> dict[str, Any]:

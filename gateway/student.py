@@ -47,7 +47,7 @@ def student_body(request: ApiRequest, settings: Student, profile: DecodeProfile)
     """What vLLM is asked: the client's messages under the certificate's decode profile, streamed,
     with log-probabilities."""
     body: dict[str, Any] = {
-        "model": settings.model,
+        "model": settings.served_model,
         "messages": [
             {"role": "system" if m.role == "developer" else m.role, "content": m.content}
             for m in request.messages

@@ -164,11 +164,16 @@ class StudentSide:
     ) -> None:
         """Book the call, tell the breaker, and free the slot unless the answer goes on."""
         now = monotonic()
+        if outcome != "abandoned":
+            student.calls += 1
+            student.failures += outcome not in {"ok", "not_confident"}
         if outcome in {"ok", "not_confident"}:
             upstream.breaker.succeeded()
         elif outcome == "abandoned":
             upstream.breaker.abandoned()
         else:
+            if outcome == "http_404":  # a replica that restarted has forgotten its adapters
+                student.lost(upstream)
             upstream.breaker.failed(now)
         metrics = self.books.metrics
         metrics.circuit_open.labels(upstream.name).set(not upstream.breaker.closed)

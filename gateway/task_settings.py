@@ -47,6 +47,11 @@ class TeacherPlace(Section):
     model: str = Field(description="The upstream's own model name.", min_length=1)
     api_key_env: EnvName | None = Field(None, description="Variable with the upstream's key.")
     price: Price = Field(FREE, description="What it charges.")
+    terms: Literal["open", "no_distillation"] = Field(
+        "open",
+        description="`no_distillation`: its terms forbid training on its answers; none of them "
+        "reaches a training file.",
+    )
 
 
 class Teacher(TeacherPlace):
@@ -81,9 +86,20 @@ class Teacher(TeacherPlace):
 class Student(Section):
     """Replicas that serve one immutable student version."""
 
-    base_urls: list[BaseUrl] = Field(description="vLLM replicas; each ends in /v1.", min_length=1)
-    model: str = Field(description="Served name, `task@vN`.", min_length=1)
+    base_urls: list[BaseUrl] = Field([], description="vLLM replicas; each ends in /v1.")
+    model: str | None = Field(
+        None,
+        description="Served name, `task@vN`, which stays; None: whichever version the registry of "
+        "students promotes, its routing artefact with it.",
+        min_length=1,
+    )
+    classifier_urls: list[BaseUrl] = Field(
+        [], description="Replicas of `understudy student serve`, for classifier students."
+    )
     price_per_hour: NonNegative = Field(0.0, description="USD per hour of all replicas together.")
+    classifier_price_per_hour: NonNegative = Field(
+        0.0, description="The same for the classifiers' replicas."
+    )
     timeout_s: Positive = Field(10.0, description="Seconds for the gated answer; then the teacher.")
     health_every_s: Positive = Field(
         15.0, description="Seconds after which an idle replica is asked for one token."
@@ -96,11 +112,27 @@ class Student(Section):
     )
     context_tokens: int = Field(2048, ge=1, description="Context window; longer prompts go on.")
 
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if not self.base_urls and (self.model is not None or not self.classifier_urls):
+            raise ValueError("base_urls: name at least one replica")
+        return self
+
+    @property
+    def served_model(self) -> str:
+        """The version's name; a task that waits for its first student has no such section."""
+        assert self.model is not None
+        return self.model
+
 
 class Router(Section):
     """The judge of one task."""
 
-    artefact: Path = Field(description="Artefact folder, relative to the configuration file.")
+    artefact: Path | None = Field(
+        None,
+        description="Artefact folder, relative to the configuration file; None: that of the "
+        "version that the registry promotes.",
+    )
     gate_tokens: int | None = Field(
         None, ge=1, description="Must equal the artefact's if given: features cover this prefix."
     )
@@ -167,6 +199,73 @@ class Probe(Section):
     every_s: Positive = Field(86_400.0, description="Seconds between runs.")
 
 
+class SplitShares(Section):
+    """Which share of draws goes where; what is left over is for training."""
+
+    test: Share = Field(0.25, description="For the gate: candidate against incumbent.")
+    calibrate: Share = Field(0.35, description="For the certificate, once each.")
+    combine: Share = Field(0.25, description="For cut, combination and grid.")
+    dev: Share = Field(
+        0.05, description="Of draws and of all other rows: for early stopping and search."
+    )
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> Self:
+        if self.test + self.calibrate + self.combine + self.dev > 1:
+            raise ValueError("the shares are more than 1 together")
+        return self
+
+
+class Distill(Section):
+    """How the task's student is made anew."""
+
+    folder: Path = Field(
+        Path("students"),
+        description="Versions, runs and reports; relative to the file. Replicas and gateways must "
+        "see the same path.",
+    )
+    students: list[Literal["classifier", "lora"]] = Field(
+        ["classifier"], description="Kinds to train, the cheapest first.", min_length=1
+    )
+    base: Path = Field(
+        Path(".cache/base/smollm2-135m-instruct"), description="Base model of LoRA students."
+    )
+    python: Path | None = Field(
+        None, description="Python with torch, TRL and PEFT; None: the one that runs."
+    )
+    min_rows: int = Field(200, ge=1, description="Fewest training rows of a run.")
+    max_rows: int = Field(5000, ge=1, description="Most training rows: replay and new together.")
+    shares: SplitShares = Field(SplitShares(), description="What becomes of draws.")
+    gate_margin: Share = Field(
+        0.01, description="The lower bound of (candidate - incumbent) must be above minus this."
+    )
+    slice_margin: Share = Field(0.05, description="The same for slices of 50 test rows or more.")
+    min_test_rows: int = Field(50, ge=1, description="Fewest test rows of a decision.")
+    min_calibrate_rows: int = Field(
+        100, ge=1, description="Fewest fresh calibration rows; a candidate waits for them."
+    )
+    promise: Literal["every_version", "all_versions"] = Field(
+        "all_versions",
+        description="What risk.delta is for: each version by itself, or all that are ever promoted "
+        "together (the k-th certificate takes 6 delta / (pi k)^2).",
+    )
+    epochs: float = Field(3.0, gt=0, description="Passes over the data of LoRA students.")
+    rank: int = Field(8, ge=1, le=256, description="LoRA rank.")
+    learning_rate: float = Field(8e-4, gt=0, description="LoRA's peak learning rate.")
+    max_tokens: int = Field(64, ge=1, description="Longest answer when a student is measured.")
+    relabel_usd: NonNegative = Field(
+        5.0, description="Most that a run may spend on asking a changed teacher again."
+    )
+    usd_per_day: NonNegative = Field(20.0, description="Most that runs may spend in a day (UTC).")
+    canary_share: Share = Field(
+        0.1, description="Share of traffic, by conversation, that a new version answers first."
+    )
+    canary_s: NonNegative = Field(
+        0.0, description="Seconds of the canary; 0 promotes to all traffic at once."
+    )
+    seed: int = Field(20261124, description="Seed of splits, training and fitting.")
+
+
 class RedactionPattern(Section):
     """A redaction rule of one's own."""
 
@@ -220,6 +319,7 @@ class Task(Section):
     router: Router | None = Field(None, description="The judge; needed to serve a student.")
     risk: Risk = Field(Risk(), description="The risk budget.")
     probe: Probe | None = Field(None, description="The teacher's probe set.")
+    distill: Distill = Field(Distill(), description="How the student is made anew.")
     redact: Annotated[list[str | RedactionPattern], AfterValidator(_redaction)] = Field(
         list(DEFAULT),
         description="What is replaced by surrogates of the same shape before judging and storing: "
@@ -255,8 +355,20 @@ class Task(Section):
         False, description="Whether it may stand in under a closed gate too."
     )
 
+    @property
+    def registered(self) -> bool:
+        """Whether the registry says which student serves."""
+        return self.student is not None and self.student.model is None
+
     @model_validator(mode="after")
     def _student_has_judge(self) -> Self:
-        if self.student is not None and self.router is None:
+        artefact = self.router.artefact if self.router is not None else None
+        if self.student is not None and not self.registered and artefact is None:
             raise ValueError("a student needs router.artefact: nothing is served unjudged")
+        if self.registered and artefact is not None:
+            raise ValueError(
+                "router.artefact: belongs to student.model; without one the registry names both"
+            )
+        if self.student is None and self.router is not None and artefact is None:
+            raise ValueError("router.artefact: is required")
         return self

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from gateway.errors import GatewayError
 from gateway.judging import Judge
@@ -65,18 +67,28 @@ class TeacherRuntime:
 
 @dataclass(slots=True)
 class StudentRuntime:
-    """The student's replicas."""
+    """The student's replicas. ``folder`` is where a registered version lies: its replicas are
+    used while they list it and answered a probe (``ready``); None where nobody looks."""
 
     settings: Student
     upstreams: Sequence[Upstream]
     paid_until: float | None = None
+    folder: Path | None = None
+    ready: set[str] = field(default_factory=set)
+    calls: int = 0
+    failures: int = 0
 
     def pick(self, now: float) -> Upstream | None:
         """The least busy replica whose breaker lets a call through; None when all are open."""
         for upstream in sorted(self.upstreams, key=lambda u: u.in_flight):
-            if upstream.breaker.allow(now):
+            known = self.folder is None or upstream.name in self.ready
+            if known and upstream.breaker.allow(now):
                 return upstream
         return None
+
+    def lost(self, upstream: Upstream) -> None:
+        """A replica no longer has the version: nobody is sent there until it was loaded again."""
+        self.ready.discard(upstream.name)
 
     def rent_usd(self, now: float) -> float:
         """Machine cost since it was last asked for: a rented machine costs idle or busy."""
@@ -89,7 +101,9 @@ class TaskRuntime:
     """One task, bound to its judge and upstreams.
 
     ``uncertified`` says why the certificate does not cover the configured budget; ``standing`` is
-    what the live audit last said, None before its first word.
+    what the live audit last said, None before its first word. A ``canary`` is the same task with
+    another version, for ``canary_share`` of the conversations; ``revision`` counts the registry's
+    changes.
     """
 
     name: str
@@ -103,6 +117,10 @@ class TaskRuntime:
     standing: Standing | None = None
     probe: Sequence[Row] = ()
     noise: Noise | None = None
+    arm: str = "incumbent"
+    canary: TaskRuntime | None = None
+    canary_share: float = 0.0
+    revision: int = 0
 
     @property
     def closed(self) -> str | None:
@@ -114,6 +132,18 @@ class TaskRuntime:
         return self.standing.closed
 
     @property
+    def awaits_student(self) -> bool:
+        """Whether the registry has not named a student yet: draws are made for it already."""
+        return self.settings.registered
+
+    def arm_for(self, key: str) -> TaskRuntime:
+        """The arm that serves a conversation: always the same one while the share stays."""
+        if self.canary is None:
+            return self
+        digest = hashlib.sha256(f"{self.canary.name}|{self.revision}|{key}".encode()).digest()
+        return self.canary if int.from_bytes(digest[:8]) < self.canary_share * 2**64 else self
+
+    @property
     def audited(self) -> bool:
         """Whether there is a certified promise to audit."""
         return self.student is not None and self.judge is not None and self.uncertified is None
@@ -122,11 +152,10 @@ class TaskRuntime:
     def draw_rate(self) -> float:
         """The probability of a draw now. It may follow from past labels, never from a request."""
         risk = self.settings.risk
-        raised = (
-            risk.on_unproven != "serve"
-            and risk.draw_rate > 0
-            and self.audited
-            and not (self.standing is not None and self.standing.proven)
+        proven = self.standing is not None and self.standing.proven
+        # Without a student a draw costs nothing: the teacher answers in any case.
+        raised = risk.draw_rate > 0 and (
+            self.awaits_student or (risk.on_unproven != "serve" and self.audited and not proven)
         )
         return max(risk.draw_rate, risk.unproven_draw_rate) if raised else risk.draw_rate
 
@@ -145,6 +174,24 @@ class Tasks:
 
     def __iter__(self) -> Iterator[TaskRuntime]:
         return iter(list(self._tasks.values()))
+
+    def put(self, task: TaskRuntime) -> None:
+        """Serve this in the place of the task of the same name."""
+        self._tasks[task.name] = task
+
+    def arms(self) -> Iterator[TaskRuntime]:
+        """Every task, and every canary."""
+        for task in self:
+            yield task
+            if task.canary is not None:
+                yield task.canary
+
+    def judged_by(self, name: str, router: str | None) -> TaskRuntime | None:
+        """The arm of a task whose version is that; its incumbent where none is."""
+        task = self.get(name)
+        if task is None or task.canary is None or task.canary.judge is None:
+            return task
+        return task.canary if task.canary.judge.version == router else task
 
     @property
     def default(self) -> TaskRuntime | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from gateway.api.request import Api, ApiRequest
 from gateway.auth import Principal
 from gateway.scrub import end_user_of
-from gateway.store.records import Attempt, Draw, Exchange, Status
+from gateway.store.records import Attempt, Draw, DrawState, Exchange, Status
 from gateway.tasks import TaskRuntime
 from gateway.verdict import Reason, ServedBy, Verdict
 from router.confidence import Prefix
@@ -35,6 +35,7 @@ class Wishes:
     explain: bool = False
     teacher_key: str | None = field(default=None, repr=False)
     """The client's own key for the teacher; never stored."""
+    no_train: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Turn:
             threshold=judge.threshold if judge else None,
             student=self.task.settings.student.model if self.task.settings.student else None,
             router=judge.version if judge else None,
+            arm=self.task.arm,
         )
 
     def would_be(self, reason: Reason) -> None:
@@ -198,6 +200,7 @@ class Turn:
             overhead_ms=round(self.overhead_s * 1000, 4),
             total_ms=round((now - self.started) * 1000, 3),
             end_user=end_user_of(asked.body),
+            no_train=self.wishes.no_train or not self.principal.may_train,
         )
 
     def _draw(self, status: Status) -> Draw | None:
@@ -209,6 +212,8 @@ class Turn:
             return None
         if self.verdict.reason in outside:
             return None
+        if self.verdict.reason is Reason.NO_STUDENT:
+            return Draw(self.draw_p, "student", DrawState.ALONE)
         other = "teacher" if self.verdict.served_by is ServedBy.STUDENT else "student"
         return Draw(self.draw_p, other)
 

@@ -11,7 +11,7 @@ from gateway.turn import Route, Wishes
 
 
 def read_wishes(headers: Mapping[str, str], side: str | None) -> Wishes:
-    """Route, hold, deadline and explanation; ``side`` comes from the model name's suffix.
+    """Route, hold, deadline, explanation, consent; ``side`` comes from the model name's suffix.
 
     Raises:
         GatewayError: ``invalid_value``, with the header's name as ``param``.
@@ -25,6 +25,7 @@ def read_wishes(headers: Mapping[str, str], side: str | None) -> Wishes:
         _deadline_s(headers.get("x-understudy-deadline-ms")),
         headers.get("x-understudy-explain") == "1",
         headers.get("x-understudy-teacher-key"),
+        _no_train(headers.get("x-understudy-training")),
     )
 
 
@@ -48,6 +49,12 @@ def _deadline_s(value: str | None) -> float | None:
     if not 0 < milliseconds < math.inf:
         raise _bad_header("x-understudy-deadline-ms", "a positive number of milliseconds")
     return milliseconds / 1000
+
+
+def _no_train(value: str | None) -> bool:
+    if value not in (None, "yes", "no"):
+        raise _bad_header("x-understudy-training", "'yes' or 'no'")
+    return value == "no"
 
 
 def _bad_header(name: str, wanted: str) -> GatewayError:

@@ -180,6 +180,7 @@ async def _traffic(options: Options, key: str, tally: Tally, task: Task, rented:
 def _result(config: Config, tally: Tally, rented_s: float, admin_key: str) -> dict[str, Any]:
     task = config.tasks[0]
     assert task.router is not None
+    assert task.router.artefact is not None
     manifest = json.loads((task.router.artefact / "manifest.json").read_text())
     with closing(SqliteStore.read_only(Path(config.store.removeprefix("sqlite:///")))) as store:
         _await_draws(store)

@@ -46,6 +46,12 @@ EVENTS: Mapping[EventKind, str] = {
     EventKind.GATE_OPENED: "By an operator.",
     EventKind.TEACHER_CHANGED: "The probe set's answers differ from the first run's significantly.",
     EventKind.BUDGET_UNDER_NOISE: "The teacher disagrees with itself more often than alpha allows.",
+    EventKind.CANARY: "A new version answers for a share of the traffic.",
+    EventKind.PROMOTED: "A version answers for all of it.",
+    EventKind.ROLLED_BACK: "The version before answers again: by an operator, the audit, or failing answers.",
+    EventKind.RUN_REFUSED: "A distillation run kept the incumbent, and why.",
+    EventKind.RUN_WAITS: "A run's candidate waits for fresh draws to be certified on.",
+    EventKind.RUN_FAILED: "A distillation run ended in an error.",
     EventKind.DRIFT: "A block of 500 judged prompts does not look like the calibration rows.",
 }
 REQUEST_HEADERS: Mapping[str, str] = {
@@ -56,6 +62,7 @@ REQUEST_HEADERS: Mapping[str, str] = {
     "x-understudy-deadline-ms": "Milliseconds in which the client needs its answer.",
     "x-understudy-teacher-key": "The client's own key for the teacher, where `teacher.accept_client_key` "
     "allows it. It is used for the first upstream and kept nowhere.",
+    "x-understudy-training": "`no`: this exchange is stored, and never becomes training data.",
     "idempotency-key": "A request that comes again with the same key, principal and body gets the same "
     "answer, and is one exchange; for ten minutes, within one process.",
     "x-understudy-explain": "`1` adds an `understudy` object to the body or the last chunk.",

@@ -34,6 +34,12 @@ class EventKind(StrEnum):
     DRIFT = "drift"
     TEACHER_CHANGED = "teacher_changed"
     BUDGET_UNDER_NOISE = "budget_under_noise"
+    CANARY = "canary"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled_back"
+    RUN_REFUSED = "run_refused"
+    RUN_WAITS = "run_waits"
+    RUN_FAILED = "run_failed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from gateway.store.sqlite import SqliteStore
 
 AT_ONCE = 200
 """Exchanges deleted in one transaction: writers get their turn in between."""
-_PARTS = ("feedback", "draws", "attempts")
+_PARTS = ("feedback", "draws", "attempts", "samples", "labels")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,11 @@ from gateway.store.access import AccessStore
 from gateway.store.audits import AuditStore
 from gateway.store.feedback import FeedbackStore
 from gateway.store.keeping import Keeping
+from gateway.store.ledger import Ledger
 from gateway.store.repository import Repository
+from gateway.store.samples import Samples
 from gateway.store.sqlite import SqliteStore
+from gateway.store.students import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +64,15 @@ class Place:
     def keeping(self) -> Keeping:
         """What is kept how long."""
         return Keeping(self.repository())
+
+    def registry(self) -> Registry:
+        """Student versions, and who serves."""
+        return Registry(self.repository())
+
+    def ledger(self) -> Ledger:
+        """Runs of distillation."""
+        return Ledger(self.repository())
+
+    def samples(self) -> Samples:
+        """Which exchange is for what."""
+        return Samples(self.repository())

@@ -9,6 +9,7 @@ import orjson
 
 from gateway.store.audits import AuditStore
 from gateway.store.rows import load
+from gateway.store.shared import SharedTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +60,13 @@ def keep(store: AuditStore, task: str, probe: str, run: ProbeRun) -> None:
         "answers = excluded.answers",
         (task, probe, run.at, run.teacher, orjson.dumps(run.answers)),
     )
+
+
+def all_runs(tables: SharedTables, task: str) -> list[ProbeRun]:
+    """Every run of the probe set that the task has now (the one asked last), oldest first."""
+    last = "SELECT probe FROM probes WHERE task = ? ORDER BY at DESC LIMIT 1"
+    found = tables.connection.execute(
+        f"SELECT at, teacher, answers FROM probes WHERE task = ? AND probe = ({last}) ORDER BY at",
+        (task, task),
+    ).fetchall()
+    return [ProbeRun(at, teacher, load(answers)) for at, teacher, answers in found]

@@ -35,6 +35,8 @@ class DrawState(StrEnum):
     DONE = "done"
     FAILED = "failed"
     """Given up after its retries; an audit counts it as a disagreement."""
+    ALONE = "alone"
+    """There was no student yet: the teacher's answer is all there is. It calibrates the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ class Exchange:
     body as sent; ``answer`` the whole completion served, or what there was of it.
     ``prefix`` holds the student's gated prefix (text, tokens, log-probabilities). ``end_user`` is a
     digest of who the application says asked (``end_user_digest``). Without ``bodies``, request,
-    answer and prefix were left out for want of room.
+    answer and prefix were left out for want of room. With ``no_train`` it never reaches a training
+    file: the key's owner, the request or an operator said so.
     """
 
     id: str
@@ -112,6 +115,7 @@ class Exchange:
     total_ms: float = 0.0
     end_user: str | None = None
     bodies: bool = True
+    no_train: bool = False
 
     def without_bodies(self) -> Exchange:
         """What is kept where there is no room for all: verdict, scores, versions, attempts."""

@@ -246,6 +246,7 @@ class Repository(ABC):
                 values[name] = load(values[name])
             values["stream"] = bool(values["stream"])
             values["bodies"] = bool(values["bodies"])
+            values["no_train"] = bool(values["no_train"])
             values["status"] = Status(values["status"])
             values["api"] = Api(values["api"])
             yield Exchange(

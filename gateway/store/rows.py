@@ -13,7 +13,7 @@ COLUMNS = (
     "id", "created_at", "task", "principal", "model", "stream", "status", "served_by", "reason",
     "would_be_reason", "score", "threshold", "ood_score", "template", "student", "router", "arm",
     "error", "request", "answer", "prefix", "draw_p", "overhead_ms", "total_ms",
-    "api", "end_user", "bodies",
+    "api", "end_user", "bodies", "no_train",
 )  # fmt: skip
 ATTEMPT_COLUMNS = tuple(f.name for f in dataclasses.fields(Attempt))
 DRAW_COLUMNS = ("exchange_id", "task", "p", "wants", "state", "tries", "updated_at")
@@ -26,6 +26,7 @@ def exchange_values(e: Exchange) -> tuple[Any, ...]:
         e.served_by, e.reason, e.would_be_reason, e.score, e.threshold, e.ood_score, e.template,
         e.student, e.router, e.arm, e.error, dump(e.request), dump(e.answer), dump(e.prefix),
         e.draw_p, e.overhead_ms, e.total_ms, e.api.value, e.end_user, int(e.bodies),
+        int(e.no_train),
     )  # fmt: skip
 
 

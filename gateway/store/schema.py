@@ -117,7 +117,47 @@ CREATE TABLE reads (
 ) STRICT
 """
 
-_STEPS: Mapping[int, str] = {0: _EXCHANGES, 1: _AUDIT, 2: _API, 3: _ACCESS, 4: _KEEPING}
+_DISTILLING = """
+ALTER TABLE exchanges ADD COLUMN no_train INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE students (
+    name TEXT PRIMARY KEY, task TEXT NOT NULL, number INTEGER NOT NULL, kind TEXT NOT NULL,
+    parent TEXT, run TEXT NOT NULL, folder TEXT NOT NULL, sha256 TEXT, data_sha256 TEXT NOT NULL,
+    router TEXT, state TEXT NOT NULL, created_at REAL NOT NULL, facts BLOB NOT NULL,
+    UNIQUE (task, number)
+) STRICT;
+CREATE TABLE deployments (
+    task TEXT PRIMARY KEY, revision INTEGER NOT NULL, live TEXT, canary TEXT,
+    canary_share REAL NOT NULL, previous TEXT, at REAL NOT NULL, by TEXT NOT NULL,
+    note TEXT NOT NULL
+) STRICT;
+CREATE TABLE runs (
+    id TEXT PRIMARY KEY, task TEXT NOT NULL, number INTEGER NOT NULL, trigger TEXT NOT NULL,
+    state TEXT NOT NULL, reason TEXT NOT NULL, started_at REAL NOT NULL, ended_at REAL,
+    config BLOB NOT NULL, code TEXT NOT NULL, cancel INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (task, number)
+) STRICT;
+CREATE TABLE stages (
+    run TEXT NOT NULL REFERENCES runs (id), name TEXT NOT NULL, state TEXT NOT NULL,
+    tries INTEGER NOT NULL, inputs BLOB, outputs BLOB, cost_usd REAL NOT NULL,
+    started_at REAL NOT NULL, ended_at REAL, error TEXT, PRIMARY KEY (run, name)
+) STRICT;
+CREATE TABLE run_leases (
+    task TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL
+) STRICT;
+CREATE TABLE samples (
+    task TEXT NOT NULL, exchange_id TEXT NOT NULL, grp TEXT NOT NULL, split TEXT NOT NULL,
+    quarantined INTEGER NOT NULL, used_by TEXT, failed TEXT, PRIMARY KEY (task, exchange_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX samples_by_group ON samples (task, grp);
+CREATE TABLE labels (
+    exchange_id TEXT PRIMARY KEY, task TEXT NOT NULL, completion TEXT NOT NULL,
+    teacher TEXT NOT NULL, at REAL NOT NULL
+) STRICT
+"""
+
+_STEPS: Mapping[int, str] = {
+    0: _EXCHANGES, 1: _AUDIT, 2: _API, 3: _ACCESS, 4: _KEEPING, 5: _DISTILLING,
+}  # fmt: skip
 """What takes a file of that version to the next one."""
 
 SCHEMA_VERSION = len(_STEPS)

@@ -24,6 +24,18 @@ class SharedTables:
         self._store.close()
 
     @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Reads outside a transaction.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        try:
+            yield
+        except self._store.errors as error:
+            raise self._store.error(error) from error
+
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything within happens or nothing does, alone among writers.
 

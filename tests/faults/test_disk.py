@@ -14,7 +14,7 @@ import pytest
 
 from gateway.replay import cases
 from gateway.store.records import Captured
-from gateway.training_rows import fine_tuning_row, training_row
+from gateway.store.training import fine_tuning_row, training_row
 from router.judge import Judge
 from tests.fakes.answers import refuses, teacher_says
 from tests.fakes.rig import ANSWER, FAR, IN_DOMAIN, Rig, rig

@@ -145,7 +145,7 @@ async def test_a_gateway_starts_without_postgres_and_ships_the_backlog(shipping:
     shipping.server.start()
     await shipping.arrived()
     # And the schema comes by itself where nobody was there to make it.
-    assert shipping.server.execute("SELECT version_num FROM alembic_version") == [("0002",)]
+    assert shipping.server.execute("SELECT version_num FROM alembic_version") == [("0003",)]
 
 
 async def test_a_slow_postgres_slows_no_answer(shipping: Shipping) -> None:
@@ -311,7 +311,7 @@ async def test_neighbouring_schemas_work_side_by_side(shipping: Shipping) -> Non
     await shipping.arrived()
     # ... somebody does, under load, and the old one goes on.
     async with under_load(gateway, shipping.witness):
-        assert await asyncio.to_thread(upgrade, server.url) == "0002"
+        assert await asyncio.to_thread(upgrade, server.url) == "0003"
         await asyncio.sleep(0.5)
     old_gateway(server, "old-after")
     assert shipping.witness.cut == 0
@@ -357,7 +357,7 @@ async def test_the_commands_work_on_postgres(
 
     status = json.loads(await told("db", "status"))
     assert status == {"outbox": 0, "postgres": 6}
-    assert "at revision 0002" in await told("db", "upgrade")
+    assert "at revision 0003" in await told("db", "upgrade")
     listed = [json.loads(x) for x in (await told("captures", "list", "--json")).splitlines()]
     assert len(listed) == 6
     found = await told("captures", "list", "--json", "--grep", "canary-jane")

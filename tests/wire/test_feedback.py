@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from gateway.training_rows import training_row
+from gateway.store.training import training_row
 from tests.fakes.rig import FAR, IN_DOMAIN, PLAIN_KEY, Rig, config_data, rig
 from tests.wire.test_captures_cli import understudy
 

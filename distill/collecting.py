@@ -1,0 +1,189 @@
+"""Collect: every exchange of a task up to a watermark that may be learned from or measured on.
+
+Everything that may not is counted under its reason, and left behind here: no later stage sees it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from distill.examples import Example
+from gateway.api.request import Api
+from gateway.errors import GatewayError
+from gateway.store.feedback import corrections
+from gateway.store.records import Exchange, Filter, Status
+from gateway.store.repository import CHUNK, Repository
+from gateway.store.samples import Label
+from gateway.store.training import answers_of, messages_of
+from gateway.streams.whole import answer_text, is_whole
+from gateway.task_settings import Teacher
+from router.comparator import comparator
+from router.errors import FitError
+from router.noise import SIGNIFICANT, Comparison, change_p_value
+from router.template import Message
+
+LARGEST_WEIGHT = 10.0
+"""One drawn exchange stands for at most so many in training: few must not decide much."""
+
+
+class LeftOut(StrEnum):
+    """Why an exchange is not used."""
+
+    NOT_FOR_TRAINING = "not_for_training"
+    LICENCE = "licence"
+    OVERRIDE = "override"
+    NO_TEACHER_ANSWER = "no_teacher_answer"
+    NOT_COMPLETE = "not_complete"
+    NOT_PLAIN = "not_plain"
+    """Tools, a response format, images, several choices: the student is not asked for these."""
+    NO_TEXT = "no_text"
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Examples by time, and how many exchanges were left out for which reason."""
+
+    examples: list[Example]
+    left_out: Mapping[str, int]
+
+
+def collect(
+    store: Repository,
+    task: str,
+    until: float,
+    teacher: Teacher,
+    labels: Mapping[str, Label],
+    changed_at: float | None,
+) -> Collected:
+    """Read a task's exchanges before ``until`` (Unix seconds), of one moment of the store.
+
+    Args:
+        store: where they are.
+        task: whose.
+        until: the watermark.
+        teacher: whose terms decide what may be trained on.
+        labels: what the teacher said when asked again, by exchange id.
+        changed_at: when the teacher changed; labels from before are stale.
+    """
+    left: Counter[str] = Counter()
+    found: list[Example] = []
+    which = Filter(task=task, until=until)
+    with store.snapshot():
+        for batch in _batches(store.read(which)):
+            corrected = corrections(store, [e.id for e in batch])
+            for exchange in batch:
+                made = _example(exchange, corrected.get(exchange.id), teacher)
+                if isinstance(made, LeftOut):
+                    left[made.value] += 1
+                else:
+                    found.append(_current(made, labels.get(made.id), changed_at))
+    return Collected(found, dict(sorted(left.items())))
+
+
+def teacher_changed_at(runs: Sequence[Mapping[str, str]], times: Sequence[float],
+                       comparator_name: str) -> float | None:  # fmt: skip
+    """When the probe set last showed another teacher than the run before: the time of that run.
+
+    ``runs`` are the answers of each run of the set, oldest first; the first two give the teacher's
+    own noise, to which later neighbours are compared.
+    """
+    if len(runs) < 3:
+        return None
+    try:
+        agree = comparator(comparator_name, None)
+    except FitError:  # it needs the teacher or an encoder; plain text shows a change too
+        agree = comparator("text", None)
+    floor = Comparison.of(runs[0], runs[1], agree)
+    for number in range(len(runs) - 1, 1, -1):
+        step = Comparison.of(runs[number - 1], runs[number], agree)
+        if change_p_value(floor, step) < SIGNIFICANT:
+            return times[number]
+    return None
+
+
+def _example(exchange: Exchange, correction: str | None, teacher: Teacher) -> Example | LeftOut:
+    why = _unfit(exchange)
+    if why is not None:
+        return why
+    answers = {side: a for side, a in answers_of(exchange).items() if is_whole(a)}
+    label, by = correction, "human"
+    if label is None:
+        answer = answers.get("teacher")
+        if answer is None:
+            return LeftOut.NO_TEACHER_ANSWER
+        if not _licensed(exchange, teacher):
+            return LeftOut.LICENCE
+        label, by = answer_text(answer), "teacher"
+    try:
+        messages = tuple(_plain(m) for m in messages_of(exchange))
+    except (GatewayError, KeyError, TypeError):
+        return LeftOut.NOT_PLAIN
+    drawn = exchange.draw is not None and exchange.draw_p
+    p = exchange.draw_p if drawn else None
+    served = exchange.served_by == "student"
+    weight = min(1.0 / p, LARGEST_WEIGHT) if p and served else 1.0
+    made = Example(
+        exchange.id, exchange.created_at, messages, label, by, p, weight, exchange.served_by,
+        exchange.reason,
+    )  # fmt: skip
+    return made if made.row.text.strip() and label.strip() else LeftOut.NO_TEXT
+
+
+def _unfit(exchange: Exchange) -> LeftOut | None:
+    if exchange.no_train:
+        return LeftOut.NOT_FOR_TRAINING
+    if exchange.reason == "override":
+        return LeftOut.OVERRIDE
+    if exchange.status is not Status.COMPLETE or not exchange.bodies:
+        return LeftOut.NOT_COMPLETE
+    return LeftOut.NOT_PLAIN if _special(exchange) else None
+
+
+def _special(exchange: Exchange) -> bool:
+    request = exchange.request
+    return exchange.api is Api.COMPLETIONS or any(
+        request.get(name) for name in ("tools", "functions", "response_format", "audio")
+    ) or request.get("n", 1) not in (1, None)  # fmt: skip
+
+
+def _licensed(exchange: Exchange, teacher: Teacher) -> bool:
+    """Whether the upstream that gave the teacher's answer allows training on it."""
+    places = (teacher, *teacher.fallbacks)
+    if all(place.terms == "open" for place in places):
+        return True
+    if exchange.served_by != "teacher":
+        return False  # a second answer does not say which of the upstreams gave it
+    by = next((a.upstream for a in reversed(exchange.attempts) if a.role == "teacher"), "")
+    number = by.rpartition("/teacher")[2]
+    index = int(number) if number.isdigit() else 0
+    return index < len(places) and places[index].terms == "open"
+
+
+def _plain(message: Mapping[str, Any]) -> Message:
+    content = message["content"]
+    if isinstance(content, list):
+        if any(part.get("type") not in ("text", "input_text") for part in content):
+            raise TypeError("not text")
+        content = " ".join(part["text"] for part in content)
+    if not isinstance(content, str) or message.get("tool_calls"):
+        raise TypeError("not text")
+    return Message(message["role"], content)
+
+
+def _current(example: Example, label: Label | None, changed_at: float | None) -> Example:
+    if example.by == "human" or changed_at is None:
+        return example
+    if label is not None and label.at >= changed_at:
+        return replace(example, completion=label.completion)
+    return replace(example, stale=example.created_at < changed_at)
+
+
+def _batches(items: Iterable[Exchange]) -> Iterator[list[Exchange]]:
+    source = iter(items)
+    while batch := list(itertools.islice(source, CHUNK)):
+        yield batch

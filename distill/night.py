@@ -1,0 +1,100 @@
+"""What the stages of one run share: the job, what earlier stages gave, and a heartbeat."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.digest import file_sha256
+from distill.examples import Example, read_examples
+from distill.job import Job
+from gateway.store.ledger import Ledger, Run
+from gateway.store.samples import Samples
+from gateway.store.students import Deployment, Registry, Version
+
+
+class Ended(Exception):
+    """A run ends here, and nothing went wrong: ``refused``, ``waiting`` or ``skipped``."""
+
+    def __init__(self, state: str, reason: str) -> None:
+        super().__init__(reason)
+        self.state = state
+        self.reason = reason
+
+
+class Cancelled(Exception):
+    """Somebody asked the run to stop."""
+
+
+class LeaseLost(Exception):
+    """Another process may run the task now; this one must not go on."""
+
+
+@dataclass(slots=True)
+class Night:
+    """A run under way. ``outputs`` holds what each finished stage gave; ``beat`` renews the lease.
+
+    A stage writes files below ``folder`` and small facts, with the files' hashes, into the ledger.
+    """
+
+    job: Job
+    run: Run
+    ledger: Ledger
+    registry: Registry
+    samples: Samples
+    beat: Callable[[], None]
+    outputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    cost_usd: float = 0.0
+    clock: Callable[[], float] = time.time
+
+    @property
+    def folder(self) -> Path:
+        """Where the run's files lie."""
+        return self.job.folder / "runs" / self.run.id
+
+    def path(self, name: str) -> Path:
+        """One of its files."""
+        return self.folder / name
+
+    def examples(self, name: str) -> list[Example]:
+        """Examples that an earlier stage wrote."""
+        return read_examples(self.path(name))
+
+    def write_json(self, name: str, value: Any) -> str:
+        """Write a file whole or not at all; returns its SHA-256."""
+        path = self.path(name)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        part.replace(path)
+        return file_sha256(path)
+
+    def read_json(self, name: str) -> Any:
+        """What ``write_json`` wrote."""
+        return json.loads(self.path(name).read_bytes())
+
+    def deployment(self) -> Deployment | None:
+        """Who serves now."""
+        return self.registry.deployment(self.job.task.name)
+
+    def incumbent(self) -> Version | None:
+        """The version that the run measures its candidate against: who served when it began."""
+        name = self.outputs["collect"]["incumbent"]
+        return self.registry.version(name) if name else None
+
+    def version(self, name: str) -> Version:
+        """A version of this run."""
+        found = self.registry.version(name)
+        assert found is not None
+        return found
+
+    def whole(self, outputs: Mapping[str, Any]) -> bool:
+        """Whether the files that a stage left are as it left them."""
+        files: Mapping[str, str] = outputs.get("files", {})
+        return all(
+            self.path(name).is_file() and file_sha256(self.path(name)) == sha256
+            for name, sha256 in files.items()
+        )

@@ -1,0 +1,201 @@
+"""Split first: near-duplicates stay together, for good, and what measures is drawn.
+
+A group's place follows from a hash of its name, so that nothing about its content decides, and it
+is kept in the store, so that tomorrow's rows change nothing about yesterday's. Groups without a
+draw serve learning alone: all of the teacher's answers to plain fallbacks are training data. Once
+a group has a draw, its place is the hash's word over all splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from distill.examples import Example
+from gateway.store.samples import Sample
+from gateway.task_settings import SplitShares
+
+NEAR = 0.8
+"""Jaccard similarity of character 4-grams from which two prompts are near-duplicates."""
+PERMUTATIONS = 64
+SHINGLE = 4
+
+
+class Split(StrEnum):
+    """What a group is for, from the strictest side to the laxest."""
+
+    TEST = "test"
+    CALIBRATE = "calibrate"
+    COMBINE = "combine"
+    DEV = "dev"
+    TRAIN = "train"
+
+
+_ORDER = list(Split)
+MEASURES = frozenset({Split.TEST, Split.CALIBRATE, Split.COMBINE})
+"""Splits that take draws only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """Every example's place, those that are new or changed, and counts."""
+
+    samples: dict[str, Sample]
+    changed: list[Sample]
+    counts: dict[str, int]
+
+    def of(self, split: Split, examples: Iterable[Example]) -> list[Example]:
+        """The examples of a split that may be used."""
+        drawn_only = split in MEASURES
+        return [
+            e for e in examples
+            if self.samples[e.id].split == split and not self.samples[e.id].quarantined
+            and not e.stale and (e.p is not None or not drawn_only)
+        ]  # fmt: skip
+
+
+def split(
+    examples: Sequence[Example], known: Mapping[str, Sample], shares: SplitShares, seed: int
+) -> Splitting:
+    """Give every example its place.
+
+    A row that links groups of different splits moves them to the strictest; rows that were on
+    another side before are quarantined: a student may have learned them already.
+    """
+    placed: dict[str, Sample] = {}
+    changed: list[Sample] = []
+    for members in _groups(examples, known).values():
+        name = _name(members, known)
+        drawn = any(e.p is not None for e in members)
+        sides = [Split(known[e.id].split) for e in members if e.id in known]
+        side = min([*sides, _hashed(name, drawn, shares, seed)], key=_ORDER.index)
+        for example in members:
+            before = known.get(example.id)
+            if before is None:
+                sample = Sample(example.id, name, side)
+            else:
+                moved = before.split != side
+                sample = replace(
+                    before, group=name, split=side, quarantined=before.quarantined or moved
+                )
+            placed[example.id] = sample
+            if sample != before:
+                changed.append(sample)
+    return Splitting(placed, changed, _counts(examples, placed))
+
+
+def duplicates(examples: Sequence[Example]) -> list[list[int]]:
+    """Places of examples that are near-duplicates of each other, directly or over others.
+
+    Source of the method: Broder, On the resemblance and containment of documents (1997), with
+    locality-sensitive hashing by datasketch.
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    lsh = MinHashLSH(threshold=NEAR, num_perm=PERMUTATIONS)
+    parent = list(range(len(examples)))
+    exact: dict[str, int] = {}
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    def join(i: int, j: int) -> None:
+        a, b = sorted((root(i), root(j)))
+        parent[b] = a
+
+    shingled: dict[int, frozenset[str]] = {}
+    for i, example in enumerate(examples):
+        key = example.key
+        if key in exact:
+            join(exact[key], i)
+            continue
+        exact[key] = i
+        shingles = _shingles(key)
+        mark = MinHash(num_perm=PERMUTATIONS)
+        mark.update_batch([s.encode() for s in shingles])
+        for j in lsh.query(mark):
+            # The sketch errs by a tenth and more; what it proposes is looked at.
+            if _jaccard(shingles, shingled[j]) >= NEAR:
+                join(j, i)
+        lsh.insert(i, mark)
+        shingled[i] = shingles
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(examples)):
+        groups[root(i)].append(i)
+    return list(groups.values())
+
+
+def _groups(examples: Sequence[Example], known: Mapping[str, Sample]) -> dict[int, list[Example]]:
+    """Near-duplicates, and whatever was one group before, together."""
+    found = duplicates(examples)
+    parent = list(range(len(found)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    of_name: dict[str, int] = {}
+    for number, members in enumerate(found):
+        for i in members:
+            sample = known.get(examples[i].id)
+            if sample is not None:
+                other = of_name.setdefault(sample.group, number)
+                a, b = sorted((root(other), root(number)))
+                parent[b] = a
+    groups: dict[int, list[Example]] = defaultdict(list)
+    for number, members in enumerate(found):
+        groups[root(number)] += [examples[i] for i in members]
+    return groups
+
+
+def _name(members: Sequence[Example], known: Mapping[str, Sample]) -> str:
+    """The group's name: what its oldest known member has; else a digest of its first text."""
+    oldest = sorted(members, key=lambda e: (e.created_at, e.id))
+    for example in oldest:
+        if example.id in known:
+            return known[example.id].group
+    return hashlib.sha256(oldest[0].key.encode()).hexdigest()[:16]
+
+
+def _hashed(name: str, drawn: bool, shares: SplitShares, seed: int) -> Split:
+    digest = hashlib.sha256(f"{seed}|{name}".encode()).digest()
+    place = int.from_bytes(digest[:8]) / 2**64
+    if drawn:
+        for side in (Split.TEST, Split.CALIBRATE, Split.COMBINE):
+            share = getattr(shares, side.value)
+            if place < share:
+                return side
+            place -= share
+    return Split.DEV if int.from_bytes(digest[8:16]) / 2**64 < shares.dev else Split.TRAIN
+
+
+def _shingles(text: str) -> frozenset[str]:
+    return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
+
+
+def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / max(1, len(one | other))
+
+
+def _counts(examples: Sequence[Example], placed: Mapping[str, Sample]) -> dict[str, int]:
+    """Usable rows of each split, and what is not usable and why."""
+    counts: Counter[str] = Counter({side.value: 0 for side in Split})
+    for example in examples:
+        sample = placed[example.id]
+        if sample.quarantined:
+            counts["quarantined"] += 1
+        elif example.stale:
+            counts["stale"] += 1
+        elif Split(sample.split) in MEASURES and example.p is None:
+            counts["held_back"] += 1
+        else:
+            counts[sample.split] += 1
+    counts["groups"] = len({s.group for s in placed.values()})
+    return dict(counts)

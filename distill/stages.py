@@ -1,0 +1,291 @@
+"""The stages of a run before its decision: collect, split, curate, train, load, evaluate.
+
+Each is idempotent: done again, it gives the same, since what decides it is fixed by the stages
+before. It returns small facts for the ledger and leaves the rest in files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from distill.asking import AnswerCache, answered
+from distill.calibrating import Material, fit_judge, served
+from distill.classifier import labels_of
+from distill.collecting import collect, teacher_changed_at
+from distill.curating import curate
+from distill.digest import file_sha256
+from distill.examples import Example, rows_json, write_examples
+from distill.night import Ended, Night
+from distill.relabelling import relabel
+from distill.replicas import ReplicaError, load_everywhere
+from distill.splitting import MEASURES, Split, Splitting, split
+from distill.training import TrainingFailed, train, version_sha256
+from gateway.store.probes import all_runs
+from gateway.store.students import Kind, Plan, Version
+from router.agreement import RowComparator, row_comparator
+from router.closed import closed_slice
+from router.judge import Judge
+from router.rows import Row
+
+Facts = dict[str, Any]
+NEAR_ENOUGH = 0.02
+"""A cheaper student whose test agreement is at most so much lower than the best is preferred."""
+MOST_COMBINE = 1500
+"""Combine rows that a judge is fitted on, the newest: each costs an answer of the candidate."""
+
+
+def collect_stage(night: Night) -> Facts:
+    """Exchanges up to a watermark; labels from before the teacher changed are asked again."""
+    job, task = night.job, night.job.task
+    runs = all_runs(night.samples, task.name)
+    changed_at = teacher_changed_at(
+        [r.answers for r in runs], [r.at for r in runs], task.risk.comparator
+    )
+    with closing(job.place.reader()) as store:
+
+        def gathered() -> Any:
+            labels = night.samples.labels(task.name)
+            return collect(store, task.name, night.run.started_at, task.teacher, labels, changed_at)
+
+        found = gathered()
+        stale = [e for e in found.examples if e.stale]
+        asked = 0
+        if stale:
+            job.say(f"the teacher has changed: asking it again about {len(stale)} prompts")
+            asked, night.cost_usd = relabel(job, stale, night.samples, night.clock(), night.beat)
+            found = gathered()
+    deployment = night.deployment()
+    sha256 = write_examples(night.path("examples.jsonl.gz"), found.examples)
+    return {
+        "until": night.run.started_at,
+        "examples": len(found.examples),
+        "drawn": sum(e.p is not None for e in found.examples),
+        "stale": sum(e.stale for e in found.examples),
+        "relabelled": asked,
+        "teacher_changed_at": changed_at,
+        "left_out": dict(found.left_out),
+        "incumbent": deployment.live if deployment else None,
+        "sha256": sha256,
+        "files": {"examples.jsonl.gz": file_sha256(night.path("examples.jsonl.gz"))},
+    }
+
+
+def split_stage(night: Night) -> Facts:
+    """Every example's place, old ones as they were."""
+    examples = night.examples("examples.jsonl.gz")
+    task, wanted = night.job.task.name, night.job.task.distill
+    found = split(examples, night.samples.of_task(task), wanted.shares, wanted.seed)
+    night.samples.put(task, found.changed)
+    places = {id_: [s.group, s.split, s.quarantined, s.used_by, s.failed]
+              for id_, s in sorted(found.samples.items())}  # fmt: skip
+    return {
+        **found.counts,
+        "moved": sum(s.quarantined for s in found.changed),
+        "files": {"split.json": night.write_json("split.json", places)},
+    }
+
+
+def curate_stage(night: Night) -> Facts:
+    """The training set, and the reason of every row that is not in it."""
+    wanted = night.job.task.distill
+    examples, places = night.examples("examples.jsonl.gz"), placed(night)
+    held = frozenset(
+        e.key for e in examples if e.p is not None and places.samples[e.id].split in MEASURES
+    )
+    groups = {id_: s.group for id_, s in places.samples.items()}
+    found = curate(places.of(Split.TRAIN, examples), groups, held, wanted.max_rows, wanted.seed)
+    dev = places.of(Split.DEV, examples)
+    if len(found.rows) < wanted.min_rows:
+        raise Ended(
+            "skipped", f"{len(found.rows)} training rows; distill.min_rows is {wanted.min_rows}"
+        )
+    write_examples(night.path("train.jsonl.gz"), found.rows)
+    write_examples(night.path("dev.jsonl.gz"), dev)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_json(found.rows))
+    night.path("student.jsonl").write_text(lines)
+    rejected = {id_: why.value for id_, why in sorted(found.rejected.items())}
+    names = ("train.jsonl.gz", "dev.jsonl.gz", "student.jsonl")
+    return {
+        "rows": len(found.rows),
+        "dev": len(dev),
+        "rejected": found.counts,
+        "answers": len({e.completion for e in found.rows}),
+        "data_sha256": file_sha256(night.path("student.jsonl")),
+        "files": {name: file_sha256(night.path(name)) for name in names}
+        | {"rejected.json": night.write_json("rejected.json", rejected)},
+    }
+
+
+def train_stage(night: Night) -> Facts:
+    """A candidate of each kind that the task's answers allow."""
+    rows, dev = night.examples("train.jsonl.gz"), night.examples("dev.jsonl.gz")
+    parent = night.outputs["collect"]["incumbent"]
+    candidates, left = [], {}
+    for name in night.job.task.distill.students:
+        kind = Kind(name)
+        if kind is Kind.CLASSIFIER and not labels_of([e.row for e in rows]):
+            left[name] = "the answers are no closed set"
+            continue
+        plan = Plan(
+            night.job.task.name, kind, parent, night.run.id, night.outputs["curate"]["data_sha256"]
+        )
+        version = night.registry.plan(plan, night.job.folder, night.clock())
+        night.job.say(f"training {version.name} ({kind.value}) on {len(rows)} rows")
+        try:
+            manifest = train(night.job, version, night.path("student.jsonl"), rows, dev, night.beat)
+        except TrainingFailed as error:
+            left[name] = str(error)
+            continue
+        facts = {"metrics": manifest["metrics"], "rows": manifest["rows"]}
+        night.registry.trained(version.name, version_sha256(version.folder), facts)
+        candidates.append(version.name)
+    if not candidates:
+        raise TrainingFailed("; ".join(f"{name}: {why}" for name, why in left.items()))
+    return {"candidates": candidates, "left_out": left}
+
+
+def load_stage(night: Night) -> Facts:
+    """Every candidate in every replica that takes it; those in none are out."""
+    ready: dict[str, list[str]] = {}
+    failed: dict[str, Any] = {}
+    for name in night.outputs["train"]["candidates"]:
+        version = night.version(name)
+        try:
+            loaded = load_everywhere(night.job.urls(version.kind), name, version.folder)
+        except ReplicaError as error:
+            failed[name] = str(error)
+            continue
+        ready[name] = loaded.ready
+        if loaded.failed:
+            failed[name] = loaded.failed
+    if not ready:
+        raise ReplicaError("; ".join(str(why) for why in failed.values()))
+    return {"ready": ready, "failed": failed}
+
+
+def evaluate_stage(night: Night) -> Facts:
+    """Candidates and incumbent on the same test items, and whom a fixed rule would serve."""
+    examples, places = night.examples("examples.jsonl.gz"), placed(night)
+    test = places.of(Split.TEST, examples)
+    agree = row_comparator(night.job.task.risk.comparator, night.job.encoders())
+    incumbent = night.incumbent()
+    said: dict[str, list[Row]] = {}
+    names = list(night.outputs["load"]["ready"])
+    if incumbent is not None:
+        names.append(incumbent.name)
+    for name in names:
+        night.job.say(f"asking {name} about {len(test)} test prompts")
+        said[name] = asked(night, night.version(name), [e.row for e in test])
+    tau, before = _rule_of(incumbent, night)
+    slices = closed_slice([e.completion for e in examples])
+    found: dict[str, Any] = {"tau": tau, "rows": [], "candidates": {}}
+    for name in night.outputs["load"]["ready"]:
+        rule = _trial_judge(night, night.version(name), examples, places, tau)
+        found["candidates"][name] = {
+            "agrees": [agree(row) for row in said[name]],
+            "served": served(rule, said[name], tau) if rule is not None else None,
+        }
+    old = said[incumbent.name] if incumbent is not None else []
+    found["incumbent"] = {
+        "name": incumbent.name if incumbent else None,
+        "agrees": [agree(row) for row in old],
+        "served": served(before, old, tau) if before is not None else [False] * len(old),
+    }
+    for number, example in enumerate(test):
+        row = {
+            "id": example.id,
+            "slice": slices(example.completion),
+            "regression": places.samples[example.id].failed is not None,
+            "teacher": example.completion,
+            "answers": {n: _text(rows[number]) for n, rows in said.items()},
+        }
+        found["rows"].append(row)
+    return {
+        "test_rows": len(test),
+        "agreement": {n: _share(agree, rows) for n, rows in said.items()},
+        "tau": tau,
+        "files": {"evaluation.json": night.write_json("evaluation.json", found)},
+    }
+
+
+def placed(night: Night) -> Splitting:
+    """What the split stage gave."""
+    from gateway.store.samples import Sample
+
+    samples = {id_: Sample(id_, *values) for id_, values in night.read_json("split.json").items()}
+    return Splitting(samples, [], {})
+
+
+def asked(night: Night, version: Version, rows: Sequence[Row]) -> list[Row]:
+    """The rows with a version's answers; each prompt is asked about once per weights.
+
+    Raises:
+        ReplicaError: no replica has the version.
+        FitError: replicas fail while they are asked.
+    """
+    cache = AnswerCache(night.job.folder / "answers" / f"{version.sha256}.jsonl")
+    bare = [replace(row, student=None) for row in rows]
+    if all(cache.get(row) is not None for row in bare):
+        return [replace(row, student=cache.get(row)) for row in bare]
+    loaded = load_everywhere(night.job.urls(version.kind), version.name, version.folder)
+    return answered(bare, night.job.endpoints(version, loaded.ready), cache, night.beat)
+
+
+def combine_rows(night: Night, examples: Sequence[Example], places: Splitting) -> list[Example]:
+    """Draws that fit the judge: the combine split, and calibration rows that have decided once."""
+    used = [e for e in places.of(Split.CALIBRATE, examples) if places.samples[e.id].used_by]
+    rows = [*places.of(Split.COMBINE, examples), *used]
+    return sorted(rows, key=lambda e: (e.created_at, e.id))[-MOST_COMBINE:]
+
+
+def trained_rows(night: Night, version: Version) -> list[Row]:
+    """What the candidate knows: a classifier nothing of answers that it was not taught."""
+    rows = [e.row for e in night.examples("train.jsonl.gz")]
+    if version.kind is not Kind.CLASSIFIER:
+        return rows
+    known = set(labels_of(rows))
+    return [row for row in rows if row.completion in known]
+
+
+def _rule_of(incumbent: Version | None, night: Night) -> tuple[float, Judge | None]:
+    """The incumbent's certified threshold, which stays fixed for both; alpha before the first."""
+    if incumbent is None or incumbent.router is None:
+        return night.job.task.risk.alpha, None
+    judge = Judge.load(incumbent.router, night.job.encoders())
+    return judge.threshold or 0.0, judge
+
+
+def _trial_judge(
+    night: Night, version: Version, examples: Sequence[Example], places: Splitting, tau: float
+) -> Judge | None:
+    """The candidate's judge without a certificate: what the fixed threshold is applied to."""
+    rows = combine_rows(night, examples, places)
+    if len(rows) < night.job.task.distill.min_test_rows:
+        return None
+    answers = asked(night, version, [e.row for e in rows])
+    material = Material(trained_rows(night, version), answers, answers)
+    out = night.path(f"trial-v{version.number}")
+    artefact = fit_judge(night.job, version, material, out, None, night.job.say)
+    return Judge(artefact, night.job.encoders())
+
+
+def _text(row: Row) -> str:
+    return row.student.text if row.student is not None else ""
+
+
+def _share(agree: RowComparator, rows: Sequence[Row]) -> float | None:
+    return round(sum(map(agree, rows)) / len(rows), 5) if rows else None
+
+
+STAGES: Mapping[str, Any] = {
+    "collect": collect_stage,
+    "split": split_stage,
+    "curate": curate_stage,
+    "train": train_stage,
+    "load": load_stage,
+    "evaluate": evaluate_stage,
+}

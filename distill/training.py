@@ -1,0 +1,106 @@
+"""Train a candidate of either kind, in a process that a kill leaves nothing of."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.classifier import (
+    MANIFEST,
+    ClassifierError,
+    ClassifierSettings,
+    train_classifier,
+)
+from distill.digest import file_sha256
+from distill.examples import Example
+from distill.job import Job
+from gateway.store.students import Kind, Version
+
+_PR_SET_PDEATHSIG = 1
+TICK_S = 1.0
+
+
+class TrainingFailed(Exception):
+    """No student came out; the message ends with what the trainer said last."""
+
+
+def train(
+    job: Job,
+    version: Version,
+    data: Path,
+    rows: Sequence[Example],
+    dev: Sequence[Example],
+    beat: Callable[[], None],
+) -> dict[str, Any]:
+    """Make the version's folder, unless it is there; return its manifest.
+
+    A folder that is there is whole, since it appears by one rename, and was trained on this data,
+    since a version's name is taken for one training set.
+
+    Raises:
+        TrainingFailed: the trainer gave up.
+    """
+    if not (version.folder / MANIFEST).is_file():
+        if version.kind is Kind.CLASSIFIER:
+            settings = ClassifierSettings(job.task.distill.seed)
+            try:
+                train_classifier(
+                    version.name, [e.row for e in rows], [e.row for e in dev], job.encoders(),
+                    version.folder, settings,
+                )  # fmt: skip
+            except (ClassifierError, OSError) as error:
+                raise TrainingFailed(str(error)) from error
+        else:
+            _train_lora(job, version, data, beat)
+    manifest: dict[str, Any] = json.loads((version.folder / MANIFEST).read_bytes())
+    return manifest
+
+
+def version_sha256(folder: Path) -> str:
+    """What identifies a version: its manifest names every file by its hash."""
+    return file_sha256(folder / MANIFEST)
+
+
+def _train_lora(job: Job, version: Version, data: Path, beat: Callable[[], None]) -> None:
+    wanted = job.task.distill
+    python = str(wanted.python) if wanted.python is not None else sys.executable
+    command = [
+        python, "-c", "from gateway.cli import main; main()", "student", "train",
+        "--name", version.name, "--data", str(data), "--base", str(wanted.base),
+        "--out", str(version.folder), "--epochs", str(wanted.epochs), "--rank", str(wanted.rank),
+        "--learning-rate", str(wanted.learning_rate), "--seed", str(wanted.seed),
+    ]  # fmt: skip
+    log = data.with_name(f"train-{version.kind.value}.log")
+    with log.open("wb") as handle:
+        process = subprocess.Popen(  # noqa: S603  our own command
+            command, stdin=subprocess.DEVNULL, stdout=handle, stderr=handle,
+            preexec_fn=_end_with_parent,  # noqa: PLW1509  set up before any thread of ours
+        )  # fmt: skip
+        try:
+            while True:
+                try:
+                    code = process.wait(TICK_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    beat()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    if code != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+        raise TrainingFailed(f"the trainer ended with {code}: {tail}")
+
+
+def _end_with_parent() -> None:
+    """In the child, on Linux: a trainer whose run was killed must not go on (prctl(2))."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
