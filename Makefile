@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers nights nights-full clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,13 @@ judge: .venv/.ready  ## Fit the demo's judge from shipped rows and student answe
 	  --combine $(DEMO_ROWS)/combine.jsonl.gz --calibrate $(DEMO_ROWS)/calibrate.jsonl.gz \
 	  --alpha 0.02 --student-model banking-intents@v1 --student-manifest $(DEMO)/student/v1/manifest.json \
 	  --out var/router/v1
+
+nights: $(BASE)/understudy-base.json  ## A simulated fortnight of distillation, mishaps included (about 40 minutes; CLASSIFIER=1 without the language model)
+	@mkdir -p var
+	$(BIN)/python -m deploy.nights $(if $(CLASSIFIER),--classifier) > var/nights.json
+
+nights-full: $(BASE)/understudy-base.json  ## The same with three times the traffic and both students every night: for a GPU, or a long one
+	$(BIN)/python -m deploy.nights --full > var/nights.json
 
 test: lint type $(BASE)/understudy-base.json $(CLIENTS)/.ready  ## Lint, types, import contract and every test, real vLLM included
 	$(BIN)/pytest -q

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ def fit_judge(
     return fit_artefact(data, settings, job.encoders(), out, say)
 
 
-def served(judge: Judge, rows: Sequence[Row], tau: float) -> list[bool]:
-    """Whether the rule with threshold ``tau`` lets each row's student answer pass."""
-    return [judge.decide(row.messages, row.student).score < tau for row in rows]
+def scores(judge: Judge, rows: Sequence[Row]) -> list[float]:
+    """P(disagree) of each row's student answer by the whole rule; 2 where an earlier rule sends
+    the request to the teacher."""
+    found = (judge.decide(row.messages, row.student).score for row in rows)
+    return [score if math.isfinite(score) else 2.0 for score in found]

@@ -193,7 +193,9 @@ def _written(
     from safetensors.numpy import save
 
     agreement, penalty, weights, bias = best
-    (folder / TENSORS).write_bytes(save({"weights": weights, "bias": bias}))
+    # scikit-learn's coefficients lie column by column, and safetensors writes memory as it lies.
+    tensors = {"weights": np.ascontiguousarray(weights), "bias": np.ascontiguousarray(bias)}
+    (folder / TENSORS).write_bytes(save(tensors))
     examples = (json.dumps([[asdict(m) for m in r.messages], r.completion]) for r in rows)
     manifest = {
         "format": FORMAT,

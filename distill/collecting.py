@@ -6,6 +6,7 @@ Everything that may not is counted under its reason, and left behind here: no la
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -83,6 +84,28 @@ def collect(
                 else:
                     found.append(_current(made, labels.get(made.id), changed_at))
     return Collected(found, dict(sorted(left.items())))
+
+
+def teacher_cost(exchanges: Iterable[Exchange]) -> dict[str, Any]:
+    """What an answer of the teacher's costs and takes, as it was billed and timed, and what of
+    the traffic the student served."""
+    usd: list[float] = []
+    took: list[float] = []
+    student = first = last = count = 0.0
+    for exchange in exchanges:
+        count += 1
+        first, last = first or exchange.created_at, exchange.created_at
+        student += exchange.served_by == "student"
+        if exchange.served_by != "teacher" or exchange.status is not Status.COMPLETE:
+            continue
+        usd.append(sum(a.cost_usd for a in exchange.attempts if a.role == "teacher"))
+        took += [a.duration_ms for a in exchange.attempts if a.role == "teacher"][-1:]
+    return {
+        "usd_per_1000": round(1000 * sum(usd) / len(usd), 6) if usd else None,
+        "p50_ms": round(statistics.median(took), 1) if took else None,
+        "student_share": round(student / count, 4) if count else None,
+        "requests_per_s": round(count / (last - first), 4) if last > first else None,
+    }
 
 
 def teacher_changed_at(runs: Sequence[Mapping[str, str]], times: Sequence[float],

@@ -41,6 +41,13 @@ class Job:
         assert student is not None
         return list(student.classifier_urls if kind is Kind.CLASSIFIER else student.base_urls)
 
+    def price_per_hour(self, kind: Kind) -> float:
+        """USD that all replicas of a kind cost in an hour, busy or idle."""
+        student = self.task.student
+        assert student is not None
+        classifier = kind is Kind.CLASSIFIER
+        return student.classifier_price_per_hour if classifier else student.price_per_hour
+
     def endpoints(self, version: Version, urls: list[str]) -> list[StudentEndpoint]:
         """Where a version is asked."""
         tokens = self.task.distill.max_tokens

@@ -33,10 +33,11 @@ def relabel(
     Returns:
         How many have a label of today, and USD.
     """
+    budget = job.task.distill.relabel_usd
     order = sorted(stale, key=lambda e: (e.p is None, -e.created_at, e.id))
     spent, count = 0.0, 0
     for start in range(0, len(order), AT_ONCE):
-        if spent >= job.task.distill.relabel_usd:
+        if spent >= budget:
             job.say(f"the budget is spent: {len(order) - start} prompts stay stale")
             break
         part = order[start : start + AT_ONCE]

@@ -7,24 +7,26 @@ before. It returns small facts for the ledger and leaves the rest in files.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from distill.asking import AnswerCache, answered
-from distill.calibrating import Material, fit_judge, served
+from distill.calibrating import Material, fit_judge, scores
 from distill.classifier import labels_of
-from distill.collecting import collect, teacher_changed_at
+from distill.collecting import collect, teacher_changed_at, teacher_cost
 from distill.curating import curate
 from distill.digest import file_sha256
 from distill.examples import Example, rows_json, write_examples
+from distill.measuring import Speed, measured
 from distill.night import Ended, Night
 from distill.relabelling import relabel
 from distill.replicas import ReplicaError, load_everywhere
 from distill.splitting import MEASURES, Split, Splitting, split
 from distill.training import TrainingFailed, train, version_sha256
 from gateway.store.probes import all_runs
+from gateway.store.records import Filter
 from gateway.store.students import Kind, Plan, Version
 from router.agreement import RowComparator, row_comparator
 from router.closed import closed_slice
@@ -32,8 +34,6 @@ from router.judge import Judge
 from router.rows import Row
 
 Facts = dict[str, Any]
-NEAR_ENOUGH = 0.02
-"""A cheaper student whose test agreement is at most so much lower than the best is preferred."""
 MOST_COMBINE = 1500
 """Combine rows that a judge is fitted on, the newest: each costs an answer of the candidate."""
 
@@ -58,6 +58,7 @@ def collect_stage(night: Night) -> Facts:
             job.say(f"the teacher has changed: asking it again about {len(stale)} prompts")
             asked, night.cost_usd = relabel(job, stale, night.samples, night.clock(), night.beat)
             found = gathered()
+        teacher = teacher_cost(store.read(Filter(task=task.name, until=night.run.started_at)))
     deployment = night.deployment()
     sha256 = write_examples(night.path("examples.jsonl.gz"), found.examples)
     return {
@@ -67,6 +68,7 @@ def collect_stage(night: Night) -> Facts:
         "stale": sum(e.stale for e in found.examples),
         "relabelled": asked,
         "teacher_changed_at": changed_at,
+        "teacher": teacher,
         "left_out": dict(found.left_out),
         "incumbent": deployment.live if deployment else None,
         "sha256": sha256,
@@ -187,14 +189,15 @@ def evaluate_stage(night: Night) -> Facts:
         rule = _trial_judge(night, night.version(name), examples, places, tau)
         found["candidates"][name] = {
             "agrees": [agree(row) for row in said[name]],
-            "served": served(rule, said[name], tau) if rule is not None else None,
+            "scores": scores(rule, said[name]) if rule is not None else None,
         }
     old = said[incumbent.name] if incumbent is not None else []
     found["incumbent"] = {
         "name": incumbent.name if incumbent else None,
         "agrees": [agree(row) for row in old],
-        "served": served(before, old, tau) if before is not None else [False] * len(old),
+        "scores": scores(before, old) if before is not None else None,
     }
+    speeds = {n: _speed(night, night.version(n), said[n]) for n in night.outputs["load"]["ready"]}
     for number, example in enumerate(test):
         row = {
             "id": example.id,
@@ -208,8 +211,16 @@ def evaluate_stage(night: Night) -> Facts:
         "test_rows": len(test),
         "agreement": {n: _share(agree, rows) for n, rows in said.items()},
         "tau": tau,
+        "speed": speeds,
         "files": {"evaluation.json": night.write_json("evaluation.json", found)},
     }
+
+
+def _speed(night: Night, version: Version, rows: Sequence[Row]) -> dict[str, float] | None:
+    """What an answer costs and takes, at eight requests at once."""
+    urls = night.outputs["load"]["ready"][version.name]
+    found: Speed | None = measured(night.job.endpoints(version, urls[:1])[0], rows)
+    return found.to_json(night.job.price_per_hour(version.kind)) if found is not None else None
 
 
 def placed(night: Night) -> Splitting:
@@ -279,13 +290,3 @@ def _text(row: Row) -> str:
 
 def _share(agree: RowComparator, rows: Sequence[Row]) -> float | None:
     return round(sum(map(agree, rows)) / len(rows), 5) if rows else None
-
-
-STAGES: Mapping[str, Any] = {
-    "collect": collect_stage,
-    "split": split_stage,
-    "curate": curate_stage,
-    "train": train_stage,
-    "load": load_stage,
-    "evaluate": evaluate_stage,
-}

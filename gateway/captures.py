@@ -223,6 +223,34 @@ def forget(
         typer.echo(line)
 
 
+@app.command("no-train")
+def no_train(
+    config: ConfigFile,
+    task: Annotated[str, typer.Option(help="The task that they are of.")],
+    exchange: Annotated[
+        list[str] | None, typer.Option("--id", help="Only this exchange; may be repeated.")
+    ] = None,
+    reason: Why = None,
+    principal: Who = None,
+    since: Since = None,
+    until: Until = None,
+    text: Text = None,
+) -> None:
+    """Mark exchanges as not for training, for good: no run learns from them or measures on them
+    again. They stay stored; versions that were trained before stay as they are."""
+    if not (exchange or reason or principal or since or until or text):
+        fail("name at least one of --id, --reason, --principal, --since, --until, --grep")
+    which = Filter(
+        task, principal, None, reason, None, since_time(since), until=since_time(until),
+        text=text, ids=tuple(exchange or ()),
+    )  # fmt: skip
+    with _recorded(config, "no-train", which) as store:
+        ids = [row.id for row in store.read(which)]
+        with contextlib.closing(_place(config).samples()) as samples:
+            count = samples.withhold(task, ids)
+    typer.echo(f"{count} exchanges are not for training from now on, {len(ids) - count} were not")
+
+
 @app.command()
 def reads(
     config: ConfigFile,

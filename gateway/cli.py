@@ -18,7 +18,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "review": ("gateway.reviewing", "Decide on the answers whose label would help most."),
     "db": ("gateway.database", "The Postgres schema and the outbox."),
     "router": ("distill.router_commands", "Fit and evaluate the judge."),
-    "student": ("distill.student_commands", "Train a student."),
+    "student": ("distill.student_commands", "Train a student by hand; serve classifier students."),
+    "students": ("gateway.students", "Student versions: list, show, promote, roll back."),
+    "distill": ("distill.distill_commands", "Distil a task's student, and see what became of it."),
 }
 
 

@@ -50,6 +50,7 @@ class Deployer:
     ready: Callable[[StudentRuntime], Awaitable[None]] | None = None
     _arms: dict[str, TaskRuntime] = field(default_factory=dict)
     _failed: dict[str, float] = field(default_factory=dict)
+    _previous: dict[str, str | None] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Until cancelled. A registry that cannot be read leaves everything as it is."""
@@ -92,6 +93,11 @@ class Deployer:
             if arm.student is not None:
                 yield arm.student
 
+    def previous(self, task: str) -> TaskRuntime | None:
+        """The version that a rollback would bring back, bound and ready."""
+        found = self._previous.get(task)
+        return self._arms.get(found) if found is not None else None
+
     async def _follow(self, settings: Task, task: TaskRuntime) -> None:
         before = list(self.tasks.arms())
         try:
@@ -128,6 +134,7 @@ class Deployer:
         if row.canary is not None:
             live.canary = await self._arm(settings, versions[row.canary], task, "canary")
         live.revision = row.revision
+        self._previous[settings.name] = row.previous
         keep = {row.live, row.canary, row.previous}
         if row.previous is not None and row.previous not in self._arms and row.previous in versions:
             await self._arm(settings, versions[row.previous], task, "incumbent")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.deployer import Deployer
 from gateway.errors import StoreError
 from gateway.logs import log
 from gateway.offload import Offload
@@ -29,6 +30,7 @@ class Rollbacks:
 
     tasks: Tasks
     registry: Registry
+    deployer: Deployer
     offload: Offload
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], Any] = asyncio.sleep
@@ -42,16 +44,26 @@ class Rollbacks:
                 if why is None:
                     continue
                 try:
-                    await self.offload.run(self._back, task, why)
+                    if await self._worth(task):
+                        await self.offload.run(self._back, task, why)
                 except StoreError as error:
                     log("not_rolled_back", task=task.name, error=str(error))
+
+    async def _worth(self, task: TaskRuntime) -> bool:
+        """Whether there is a version to go back to whose own gate is not shut: where the teacher
+        has changed, every version is wrong, and a closed gate is all that helps."""
+        if task.canary is not None:
+            return True
+        before = self.deployer.previous(task.name)
+        if before is None:
+            return False
+        await self.deployer.auditor.look(before)
+        return before.closed is None
 
     def _back(self, task: TaskRuntime, why: str) -> None:
         row = self.registry.deployment(task.name)
         if row is None or not _still(row, task):
             return
-        if task.canary is None and row.previous is None:
-            return  # the gate is closed already, and there is nowhere to go back to
         self.registry.roll_back(task.name, "gateway", why, self.clock())
 
 
@@ -59,7 +71,6 @@ def fault_of(task: TaskRuntime) -> str | None:
     """Why the newest version of a task should go; None where it may stay."""
     newest = task.canary or task
     if newest.standing is not None and newest.standing.refuted is not None:
-        # Gone back to, a refuted version would only be left again.
         return f"the audit refuted it: {newest.standing.refuted}"
     canary = task.canary.student if task.canary else None
     if canary is None or task.student is None or not _look_now(canary.calls):

@@ -223,7 +223,7 @@ class Service:
         self.deployer.ready = reconciler.look
         following: list[Worker] = [self.deployer, reconciler]
         if self._first:
-            following.append(Rollbacks(self.tasks, registry, offload))
+            following.append(Rollbacks(self.tasks, registry, self.deployer, offload))
         return following
 
     def _shipper(self) -> Shipper:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -21,10 +22,18 @@ def fail(*problems: str) -> NoReturn:
 
 
 def since_time(text: str | None) -> float | None:
-    """Unix seconds of so long ago; ends the command where the text cannot be read."""
+    """Unix seconds of so long ago, or of a time; ends the command where the text cannot be
+    read."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    if match is None:
-        fail(f"{text!r} is no span of time: write a number and s, m, h or d, such as 24h")
-    return time.time() - int(match[1]) * _UNITS[match[2]]
+    if match is not None:
+        return time.time() - int(match[1]) * _UNITS[match[2]]
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        fail(
+            f"{text!r} is no span of time: write a number and s, m, h or d, such as 24h, or a time "
+            "such as 2026-11-25T08:00:00+00:00"
+        )
+    return (at if at.tzinfo is not None else at.astimezone()).timestamp()

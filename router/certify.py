@@ -135,6 +135,12 @@ def rows_without_error(alpha: float, delta: float) -> int:
     return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
+def first_served(alpha: float, delta: float) -> float:
+    """Calibration rows that the strictest threshold is to serve: 2 ln(1/delta) / alpha. Fewer, and
+    an error or two in them end the walk before it began."""
+    return 2.0 * math.log(1.0 / delta) / alpha
+
+
 def threshold_grid(combine_scores: Floats, budget: Budget, calibration_rows: int) -> Floats:
     """Thresholds from strict to loose, fixed on the combine split.
 
@@ -151,7 +157,7 @@ def threshold_grid(combine_scores: Floats, budget: Budget, calibration_rows: int
     finite = np.sort(combine_scores[np.isfinite(combine_scores)])
     if not len(finite) or not calibration_rows:
         return np.zeros(0)
-    start = 2.0 * math.log(1.0 / budget.delta) / budget.alpha / calibration_rows
+    start = first_served(budget.alpha, budget.delta) / calibration_rows
     shares = np.arange(start, 1.0 + GRID_STEP, GRID_STEP)
     ranks = np.ceil(shares * len(combine_scores)).astype(int)
     ranks = ranks[ranks <= len(finite)]

@@ -57,6 +57,15 @@ def create_teacher(teacher: Teacher) -> FastAPI:
             return _error(400, str(error))
         return JSONResponse({"ok": True})
 
+    @app.post("/aliases")
+    async def rename(request: Request) -> Response:
+        """Another word for some labels: ``{"old": "new"}``."""
+        names = await request.json()
+        if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
+            return _error(400, "The body is an object of labels and their new names.")
+        teacher.answers.rename(names)
+        return JSONResponse({"ok": True})
+
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
         teacher.requests += 1

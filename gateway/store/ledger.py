@@ -146,13 +146,23 @@ class Ledger(SharedTables):
             )  # fmt: skip
         return run
 
-    def end(self, run: Run, state: RunState, reason: str, now: float) -> None:
-        """Write how a run ended, once.
+    def end(
+        self,
+        run: Run,
+        state: RunState,
+        reason: str,
+        now: float,
+        last: tuple[str, Mapping[str, Any], float] | None = None,
+    ) -> None:
+        """Write how a run ended, once, and with it the stage that ended it (name, outputs, USD):
+        a kill between the two would leave a stage that is done and says nothing.
 
         Raises:
-            StoreError: it is not written.
+            StoreError: neither is written.
         """
         with self.transaction():
+            if last is not None:
+                self._end_stage(run, *last, now)
             changed = self._db.execute(
                 "UPDATE runs SET state = ?, reason = ?, ended_at = ? "
                 "WHERE id = ? AND state IN ('running', 'failed')",
@@ -216,11 +226,16 @@ class Ledger(SharedTables):
             StoreError: it is not written; the stage will be done again.
         """
         with self.transaction():
-            self._db.execute(
-                "UPDATE stages SET state = 'done', outputs = ?, cost_usd = cost_usd + ?, "
-                "ended_at = ? WHERE run = ? AND name = ?",
-                (orjson.dumps(dict(outputs)), cost_usd, now, run.id, name),
-            )
+            self._end_stage(run, name, outputs, cost_usd, now)
+
+    def _end_stage(
+        self, run: Run, name: str, outputs: Mapping[str, Any], cost_usd: float, now: float
+    ) -> None:
+        self._db.execute(
+            "UPDATE stages SET state = 'done', outputs = ?, cost_usd = cost_usd + ?, "
+            "ended_at = ? WHERE run = ? AND name = ?",
+            (orjson.dumps(dict(outputs)), cost_usd, now, run.id, name),
+        )
 
     def fail_stage(self, run: Run, name: str, error: str, now: float) -> None:
         """A stage went wrong.

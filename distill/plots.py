@@ -1,0 +1,91 @@
+"""Plots of a run's report, as inline SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+WIDTH, HEIGHT = 7.0, 3.6
+
+
+def drawn(draw: Callable[[Any], None], height: float = HEIGHT) -> str:
+    """One pair of axes as SVG, always the same bytes for the same data."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "understudy", "svg.fonttype": "none"}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def losses(curve: Sequence[Mapping[str, float]]) -> str:
+    """Training loss by step."""
+
+    def draw(axes: Any) -> None:
+        axes.plot([p["step"] for p in curve], [p["loss"] for p in curve], color="#1f77b4")
+        axes.set(xlabel="step", ylabel="training loss", ylim=(0, None))
+
+    return drawn(draw, 2.6)
+
+
+def searched(tried: Sequence[Mapping[str, float]]) -> str:
+    """Agreement on dev rows by penalty."""
+
+    def draw(axes: Any) -> None:
+        axes.semilogx(
+            [t["c"] for t in tried], [t["dev_agreement"] for t in tried], "o-", color="#1f77b4"
+        )
+        axes.set(xlabel="inverse penalty", ylabel="agreement on dev rows")
+
+    return drawn(draw, 2.6)
+
+
+def by_slice(shares: Mapping[str, tuple[float, float | None]]) -> str:
+    """Agreement of candidate and incumbent per slice."""
+
+    def draw(axes: Any) -> None:
+        places = range(len(shares))
+        axes.barh([p + 0.2 for p in places], [c for c, _ in shares.values()], 0.4,
+                  label="candidate", color="#1f77b4")  # fmt: skip
+        before = [0.0 if i is None else i for _, i in shares.values()]
+        axes.barh([p - 0.2 for p in places], before, 0.4, label="incumbent", color="#bbbbbb")
+        axes.set_yticks(list(places), list(shares), fontsize=7)
+        axes.set(xlim=(0, 1), xlabel="agreement with the teacher on test rows")
+        axes.legend(loc="lower left")
+
+    return drawn(draw, 1.0 + 0.22 * len(shares))
+
+
+def risk_by_coverage(curves: Mapping[str, Sequence[tuple[float, float]]], alpha: float) -> str:
+    """Risk over coverage on test rows, old and new."""
+
+    def draw(axes: Any) -> None:
+        for (name, points), colour in zip(curves.items(), ("#1f77b4", "#999999"), strict=False):
+            axes.plot([x for x, _ in points], [y for _, y in points], label=name, color=colour)
+        axes.axhline(alpha, color="red", linewidth=1, label=f"alpha {alpha:g}")
+        axes.set(xlabel="coverage", ylabel="risk", xlim=(0, 1), ylim=(0, max(0.2, 3 * alpha)))
+        axes.legend(loc="upper left")
+
+    return drawn(draw)
+
+
+def curve_of(scores: Sequence[float], agrees: Sequence[bool]) -> list[tuple[float, float]]:
+    """(coverage, risk) at every threshold, strict to loose; rows that an earlier rule sends to the
+    teacher (scores above 1) are never covered."""
+    order = sorted(range(len(scores)), key=lambda i: scores[i])
+    points, wrong = [], 0
+    for served, i in enumerate(order, start=1):
+        if scores[i] > 1.0:
+            break
+        wrong += not agrees[i]
+        points.append((served / len(scores), wrong / served))
+    return points
