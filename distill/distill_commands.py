@@ -67,7 +67,7 @@ def resume_(config: ConfigFile, run_id: RunId = None, task: TaskName = None) -> 
 @app.command()
 def cancel(config: ConfigFile, run_id: RunId = None, task: TaskName = None) -> None:
     """Ask a run to stop; what it trained so far is refused. A killed run ends at once."""
-    job = _job(config, task)
+    job = _job(config, task, to_run=False)
     try:
         with _ledger(job) as ledger:
             found = run_of(ledger, run_id) if run_id else _latest(ledger, job.task.name)
@@ -83,7 +83,7 @@ def cancel(config: ConfigFile, run_id: RunId = None, task: TaskName = None) -> N
 @app.command()
 def status(config: ConfigFile, task: TaskName = None, as_json: Json = False) -> None:
     """The latest runs: how each ended, and why."""
-    job = _job(config, task)
+    job = _job(config, task, to_run=False)
     with _ledger(job) as ledger:
         runs = ledger.runs(job.task.name)
         holder = ledger.leased(job.task.name, time.time())
@@ -104,7 +104,7 @@ def show(
     config: ConfigFile, run_id: RunId = None, task: TaskName = None, as_json: Json = False
 ) -> None:
     """One run, stage by stage."""
-    job = _job(config, task)
+    job = _job(config, task, to_run=False)
     try:
         with _ledger(job) as ledger:
             found = run_of(ledger, run_id) if run_id else _latest(ledger, job.task.name)
@@ -142,9 +142,9 @@ def show(
         typer.echo(f"report: {report}")
 
 
-def _job(config: Path, task: str | None) -> Job:
+def _job(config: Path, task: str | None, to_run: bool = True) -> Job:
     try:
-        return load_job(config, task, lambda text: typer.echo(text, err=True))
+        return load_job(config, task, lambda text: typer.echo(text, err=True), to_run)
     except ConfigError as error:
         fail(*error.problems)
 

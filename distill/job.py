@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.answers import StudentEndpoint
-from gateway.config_file import environment, find_task, load_config, place_of, read_secrets
+from gateway.config_file import environment, find_task, load_config, place_of
 from gateway.errors import ConfigError
 from gateway.store.place import Place
 from gateway.store.students import Kind, Version
@@ -75,21 +75,26 @@ class Job:
         }
 
 
-def load_job(path: Path, name: str | None, say: Callable[[str], None]) -> Job:
+def load_job(path: Path, name: str | None, say: Callable[[str], None], to_run: bool = True) -> Job:
     """The named task of a configuration file (or its first that the registry serves).
 
     Raises:
-        ConfigError: it cannot be distilled as the file stands; each reason names its key.
+        ConfigError: there is none, or, ``to_run``, it cannot be distilled as the file stands;
+            each reason names its key.
     """
     config = load_config(path)
     task = find_task(config, name)
     if name is None:
         task = next((t for t in config.tasks if t.registered), task)
-    problems = list(problems_of(task))
+    problems = problems_of(task) if to_run else []
     if problems:
         raise ConfigError([f"{path}: task {task.name!r}: {problem}" for problem in problems])
-    secrets = read_secrets(config, environment())
-    key = secrets.get(task.teacher.api_key_env) if task.teacher.api_key_env else None
+    variable = task.teacher.api_key_env
+    key = environment().get(variable) if variable else None
+    if variable and not key and to_run:
+        raise ConfigError(
+            [f"{path}: teacher.api_key_env: environment variable {variable} is not set"]
+        )
     return Job(task, place_of(config, environment()), config.cache, key, say)
 
 

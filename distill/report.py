@@ -191,16 +191,17 @@ def _worst(night: Night, found: Mapping[str, Any]) -> str:
                    key=lambda i: scores[i])[:WORST]  # fmt: skip
     texts = {e.id: e.row.text for e in night.examples("examples.jsonl.gz")}
     before = found["incumbent"]["name"]
-    rows = []
+    rows, ids = [], []
     for i in wrong:
         row = found["rows"][i]
         old = row["answers"].get(before, "") if before else ""
+        shown = f"{scores[i]:.4f}" if scores[i] <= 1 else "not served"
         rows.append(
-            (texts.get(row["id"], "")[:300], row["teacher"], row["answers"][name], old,
-             f"{scores[i]:.4f}" if scores[i] <= 1 else "not served")
-        )  # fmt: skip
+            (texts.get(row["id"], "")[:300], row["teacher"], row["answers"][name], old, shown)
+        )
+        ids.append(row["id"])
     return f"<h2>Worst disagreements of {escape(name)}</h2>" + _table(
-        ("prompt", "teacher", "candidate", "incumbent", "P(disagree)"), rows
+        ("prompt", "teacher", "candidate", "incumbent", "P(disagree)"), rows, ids
     )
 
 
@@ -251,11 +252,16 @@ def _certified(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def _table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], ids: Sequence[str] | None = None
+) -> str:
+    """Rows with ``ids`` can be found by their exchange, and taken out when it is forgotten."""
     heads = "".join(f"<th>{escape(h)}</th>" for h in head) if any(head) else ""
     lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(value))}</td>" for value in row) + "</tr>"
-        for row in rows
+        (f'<tr data-exchange="{escape(ids[number])}">' if ids else "<tr>")
+        + "".join(f"<td>{escape(_cell(value))}</td>" for value in row)
+        + "</tr>\n"
+        for number, row in enumerate(rows)
     )
     return f"<table>{f'<tr>{heads}</tr>' if heads else ''}{lines}</table>"
 

@@ -21,6 +21,7 @@ from distill.report import write_report
 from distill.verdicts import Refused
 from gateway.errors import StoreError
 from gateway.store.ledger import Ledger, Run, RunState, StageState, open_run
+from gateway.store.run_files import tidy
 from gateway.store.students import VersionState
 
 Stage = Callable[[Night], Mapping[str, object]]
@@ -68,6 +69,8 @@ def start(job: Job, trigger: str) -> Result:
     with closing(job.place.ledger()) as ledger, leased(job, ledger):
         run = open_run(ledger, job.task.name)
         if run is None:
+            for folder in (job.folder / "runs").glob("*"):
+                tidy(folder)  # a run that failed cannot be resumed behind a newer one
             run = ledger.start(job.task.name, trigger, job.config(), code_version(), time.time())
         else:
             job.say(f"{run.id} was cut short: going on with it")
@@ -85,6 +88,9 @@ def resume(job: Job, run: Run) -> Result:
         found = ledger.run(run.id)
         if found is None or found.state not in (RunState.RUNNING, RunState.FAILED):
             raise StoreError(f"{run.id} is over: it ended {found.state if found else 'nowhere'}")
+        newest = ledger.runs(found.task, 1)[0]
+        if newest.id != found.id:
+            raise StoreError(f"{found.id} cannot be resumed behind {newest.id}; start a new run")
         ledger.reopen(found)
         return _carried(job, ledger, found)
 
@@ -121,6 +127,8 @@ def _carried(job: Job, ledger: Ledger, run: Run) -> Result:
             write_report(night, result.state.value, result.reason)
         except (OSError, ValueError, KeyError) as error:  # the decision stands without its picture
             job.say(f"no report: {error}")
+        if result.state is not RunState.FAILED:
+            tidy(night.folder)
         return result
 
 

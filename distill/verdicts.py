@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 from distill.calibrating import Material, at_best_rate, fit_judge
@@ -75,9 +76,10 @@ def recalibrate_stage(night: Night) -> Facts:
     # Asked again after a kill, the stage takes the rows that it took.
     fresh = [e for e in held if places.samples[e.id].used_by in (None, version.name)]
     rows = at_best_rate(fresh)
+    out = job.folder / "routers" / f"v{version.number}"
     promotion = None
     if wanted.promise == "all_versions":
-        promotion = night.registry.promotions(job.task.name) + 1
+        promotion = night.registry.certified(job.task.name, before=version) + 1
     floor = _rows_wanted(job, promotion)
     if len(rows) < floor:
         night.registry.judged(version.name, VersionState.WAITING)
@@ -93,7 +95,6 @@ def recalibrate_stage(night: Night) -> Facts:
         asked(night, version, [e.row for e in combine]),
         asked(night, version, [e.row for e in rows]),
     )
-    out = job.folder / "routers" / f"v{version.number}"
     night.samples.use(job.task.name, [e.id for e in rows], version.name)
     artefact = fit_judge(job, version, material, out, promotion, job.say)
     certificate = dict(artefact.manifest["certificate"])
@@ -105,7 +106,7 @@ def recalibrate_stage(night: Night) -> Facts:
         "certificate": certificate,
     }
     if certificate["status"] != "certified":
-        _refuse(night, version.name)
+        _refuse(night, version.name, out)
         raise Refused(f"no certificate for {version.name}: {certificate['reason']}", facts)
     night.registry.judged(version.name, VersionState.READY, out)
     return facts
@@ -115,7 +116,12 @@ def promote_stage(night: Night) -> Facts:
     """A share of the traffic first where the task says so, else all of it."""
     wanted = night.job.task.distill
     name = night.outputs["gate"]["chosen"]
-    canary = wanted.canary_s > 0 and night.deployment() is not None
+    row, before = night.deployment(), night.outputs["collect"]["incumbent"]
+    live = row.live if row is not None else None
+    if live not in (before, name):
+        night.registry.judged(name, VersionState.WAITING)
+        raise Refused(f"{live} serves now; {name} was measured against {before}", {})
+    canary = wanted.canary_s > 0 and row is not None
     share = wanted.canary_share if canary else 1.0
     found = night.registry.promote(name, BY, night.run.id, night.clock(), share)
     return {
@@ -188,9 +194,9 @@ def _freeze_failures(night: Night, found: dict[str, Any]) -> None:
         night.samples.fail(night.job.task.name, ids, before["name"])
 
 
-def _refuse(night: Night, name: str) -> None:
+def _refuse(night: Night, name: str, router: Path | None = None) -> None:
     version = night.version(name)
-    night.registry.judged(name, VersionState.REFUSED)
+    night.registry.judged(name, VersionState.REFUSED, router)
     unload_everywhere(night.job.urls(version.kind), name)
 
 

@@ -7,6 +7,7 @@ exchanges from the next night on.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from gateway.errors import GatewayError, StoreError
 from gateway.exporting import Gone, chat_key, forget_in_file
 from gateway.settings import Config
 from gateway.store.keeping import Asked, Keeping
+from gateway.store.ledger import Ledger, RunState
 from gateway.store.place import Place
+from gateway.store.run_files import REPORT, forget_in_report, tidy
 from gateway.store.sqlite import SqliteStore
 from gateway.store.training import chat_of
 from gateway.streams.whole import request_of
@@ -48,7 +51,9 @@ def forget_user(config: Config, place: Place, end_user: str, by: str, vacuum: bo
 
 def _in_store(config: Config, keeping: Keeping, end_user: str, by: str, vacuum: bool) -> list[str]:
     found = keeping.asked_by(end_user)
-    told = [*_in_artefacts(config, found), *_in_exports(keeping, found)]
+    told = [
+        *_in_artefacts(config, found), *_in_exports(keeping, found), *_in_runs(config, found)
+    ]  # fmt: skip
     keeping.forget(end_user, found, by, time.time())
     told.append(f"store: {len(found)} exchanges deleted")
     if not keeping.scrub_files(vacuum):
@@ -103,6 +108,41 @@ def _in_artefact(folder: Path, texts: set[str]) -> list[str]:
         f"{folder}: {prompts} prompts and {points} points of its indexes taken out; send running "
         "gateways SIGHUP"
     ]
+
+
+def _in_runs(config: Config, found: Sequence[Asked]) -> list[str]:
+    """Distillation: reports lose the rows, runs that are not over their files, and the cache of
+    students' answers goes."""
+    told = []
+    for task in config.tasks:
+        ids = [asked.id for asked in found if asked.task == task.name]
+        folder = task.distill.folder / task.name
+        if not ids or not folder.is_dir():
+            continue
+        shutil.rmtree(folder / "answers", ignore_errors=True)
+        with contextlib.closing(place_of(config, environment()).ledger()) as ledger:
+            for run in sorted((folder / "runs").glob("*")):
+                told += _in_run(ledger, run, ids)
+    return told
+
+
+def _in_run(ledger: Ledger, folder: Path, ids: Sequence[str]) -> list[str]:
+    report, told = folder / REPORT, []
+    try:
+        if report.is_file() and (count := forget_in_report(report, ids)):
+            told.append(f"{report}: {count} rows taken out")
+    except OSError as error:
+        told.append(f"todo: {report}: {error}")
+    run = ledger.run(folder.name)
+    if run is not None and run.state is RunState.RUNNING:
+        ledger.cancel(run.id)
+        if ledger.leased(run.task, time.time()) is not None:
+            told.append(f"todo: {run.id} is under way and was asked to stop; run this again then")
+            return told
+        ledger.end(run, RunState.CANCELLED, "an end user was forgotten", time.time())
+    if tidy(folder):
+        told.append(f"{folder}: its training and test files were removed")
+    return told
 
 
 def _artefacts(config: Config, task: Task) -> list[Path]:

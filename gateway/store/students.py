@@ -176,10 +176,11 @@ class Registry(SharedTables):
         with self.reading():
             return [_version(row) for row in self._db.execute(sql, (task,))]
 
-    def promotions(self, task: str) -> int:
-        """How many versions of the task were certified so far."""
-        sql = "SELECT count(*) FROM students WHERE task = ? AND router IS NOT NULL"
-        return int(self._db.execute(sql, (task,)).fetchone()[0])
+    def certified(self, task: str, before: Version) -> int:
+        """How many older versions of the task draws were spent on to certify, with or without
+        success: each of them was a chance to be wrong."""
+        sql = "SELECT count(*) FROM students WHERE task = ? AND router IS NOT NULL AND number < ?"
+        return int(self._db.execute(sql, (task, before.number)).fetchone()[0])
 
     def deployment(self, task: str) -> Deployment | None:
         """Who serves the task; None before the first promotion."""
