@@ -7,12 +7,14 @@ disk. Whatever dies in between is done again on the same inputs; nothing that is
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from distill import stages, verdicts
 from distill.job import Job, code_version
@@ -121,6 +123,7 @@ def _carried(job: Job, ledger: Ledger, run: Run) -> Result:
         heart = _Heart(job, ledger, run)
         night = Night(job, run, ledger, registry, samples, heart.beat)
         night.folder.mkdir(parents=True, exist_ok=True)
+        _sweep(job, night.folder)
         with heart:
             result = _stages(night)
         try:
@@ -130,6 +133,14 @@ def _carried(job: Job, ledger: Ledger, run: Run) -> Result:
         if result.state is not RunState.FAILED:
             tidy(night.folder)
         return result
+
+
+def _sweep(job: Job, folder: Path) -> None:
+    """Half-written folders of a run that was killed: what is whole has its name by one rename."""
+    for place in (job.folder, job.folder / "routers", folder):
+        for half in (*place.glob("v*.*"), *place.glob("trial-v*.*")):
+            if half.is_dir():
+                shutil.rmtree(half, ignore_errors=True)
 
 
 def _stages(night: Night) -> Result:

@@ -32,6 +32,7 @@ from router.confidence import TOP_LOGPROBS, Prefix
 IDLE_S = 5.0
 LONGEST_PAUSE_S = 60.0
 BATCH = 16
+ENDLESS_TRIES = 3
 PARALLEL = 4
 """Second answers asked for at once: enough for an audit to get on, few beside live traffic."""
 
@@ -110,6 +111,11 @@ class DrawWorker:
         except (TeacherDown, StudentFault, UpstreamError, TimeoutError) as error:
             why = error.error.code if isinstance(error, TeacherDown) else str(error)
             log("draw_failed", id=job.exchange_id, wants=job.wants, error=why)
+            # An answer that never ends in time would not be served either; asking for it again
+            # for hours only holds a slot.
+            endless = isinstance(error, TimeoutError) and job.wants == "student"
+            if endless and tries >= ENDLESS_TRIES:
+                state = DrawState.FAILED
         if second is None or agrees is None:
             return Draw(0.0, job.wants, state, tries)
         return Draw(0.0, job.wants, DrawState.DONE, tries, second.answer, agrees, second.score)

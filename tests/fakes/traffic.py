@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +89,3 @@ def config_file(folder: Path, student: str, teacher: str = "http://127.0.0.1:9/v
     path = folder / "understudy.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
-
-
-def renamed(rows: Sequence[Exchange], old: str, new: str) -> list[Exchange]:
-    """The same with another answer of the teacher's."""
-    return [
-        replace(r, answer={"choices": [{"message": {"role": "assistant", "content": new},
-                                        "finish_reason": "stop"}]})
-        if r.answer and r.answer["choices"][0]["message"]["content"] == old else r
-        for r in rows
-    ]  # fmt: skip
