@@ -12,11 +12,15 @@ from distill.job import Job
 from gateway.store.students import Version
 from gateway.task_settings import redaction_rules
 from router.artefact import Artefact, load_artefact
+from router.certify import Budget, first_served
 from router.data import Data
 from router.fit import fit_artefact
 from router.judge import Judge
 from router.manifest import FitSettings
 from router.rows import Row
+
+ROOM = 1.25
+"""Calibration rows for each that the strictest threshold is to serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,13 @@ def at_best_rate(examples: Sequence[Example]) -> list[Example]:
 
     best = max(rates, key=left)
     return [e for e in examples if e.p is not None and e.p >= best]
+
+
+def rows_wanted(alpha: float, delta: float, promotion: int | None) -> int:
+    """Fresh calibration draws from which a certificate is tried: so many that the strictest
+    threshold need not serve all of them. Rows decide only once, and too few are wasted."""
+    budget = Budget.promised(alpha, delta, "label", promotion)
+    return math.ceil(ROOM * first_served(budget.alpha, budget.delta))
 
 
 def fit_judge(

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from distill.job import Job, load_job
+from distill.bootstrap import BootstrapStopped, bootstrap, distinct, expand
+from distill.job import Job, load_job, load_jobs
 from distill.runner import Busy, Result, resume, start
+from distill.watching import check_schedule, watch_once
 from gateway.errors import ConfigError, StoreError
 from gateway.store.ledger import Ledger, Run, RunState, open_run, run_of
 from gateway.terminal import ConfigFile, fail
+from router.errors import RouterError
+from router.rows import read_rows
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Distil a task's student, night by night."
@@ -48,6 +56,73 @@ def run(
     _end(job, result, as_json)
 
 
+@app.command("bootstrap")
+def bootstrap_(
+    config: ConfigFile,
+    prompts: Annotated[
+        Path, typer.Option(help="JSON Lines: {'text'} or {'messages'}; .gz is unpacked.")
+    ],
+    task: TaskName = None,
+    system: Annotated[str | None, typer.Option(help="System message of {'text'} rows.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Most prompts to ask about.")] = 2000,
+    usd: Annotated[float, typer.Option(min=0.0, help="Most to spend on the teacher, in USD.")] = (
+        10.0
+    ),
+    sample: Annotated[
+        bool,
+        typer.Option(
+            "--traffic-sample",
+            help="They are a random sample of the task's traffic: they may calibrate and test too.",
+        ),
+    ] = False,
+    expand_to: Annotated[
+        int, typer.Option(min=0, help="Have the teacher invent prompts up to so many.")
+    ] = 0,
+    at_once: Annotated[int, typer.Option(min=1, max=256, help="Calls in flight.")] = 8,
+    per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Calls begun in a minute; unpaced by default.")
+    ] = None,
+) -> None:
+    """Ask the teacher for a task's first pairs: sixteen as a smoke, then the rest, within a
+    budget. What is stored is not asked again: run it again to go on."""
+    if sample and expand_to:
+        fail("--traffic-sample and --expand-to: invented prompts are no sample of the traffic")
+    job = _job(config, task)
+    try:
+        rows = distinct(read_rows(prompts, system))
+        spent = 0.0
+        if expand_to > len(rows):
+            new, spent = expand(job, rows, expand_to - len(rows), usd, job.task.distill.seed)
+            rows += new
+        total = min(pairs, len(rows))
+        with _bar(total) as step:
+            found = bootstrap(
+                job, rows, pairs=pairs, usd=usd - spent, sample=sample, at_once=at_once,
+                per_minute=per_minute, step=step,
+            )  # fmt: skip
+    except (RouterError, BootstrapStopped, StoreError) as error:
+        fail(str(error))
+    for problem in sorted(set(found.problems))[:5]:
+        _say(f"no answer: {problem}")
+    told = asdict(found) | {"prompts": total, "usd": round(found.usd + spent, 6)}
+    del told["problems"]
+    typer.echo(json.dumps(told))
+    if found.out_of_budget:
+        _say(f"the budget of {usd:g} USD is spent; run it again with more to go on")
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("asking the teacher"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=total)
+        yield lambda step: progress.advance(bar, step)
+
+
 @app.command("resume")
 def resume_(config: ConfigFile, run_id: RunId = None, task: TaskName = None) -> None:
     """Go on with a run that was killed or failed, at the stage where it stopped."""
@@ -78,6 +153,39 @@ def cancel(config: ConfigFile, run_id: RunId = None, task: TaskName = None) -> N
     except StoreError as error:
         fail(str(error))
     typer.echo(f"{found.id}: asked to stop")
+
+
+@app.command()
+def watch(
+    config: ConfigFile,
+    every: Annotated[float, typer.Option(min=1.0, help="Seconds between two looks.")] = 30.0,
+    once: Annotated[
+        bool, typer.Option(help="Look once: for a timer that runs more often than the schedule.")
+    ] = False,
+) -> None:
+    """Begin runs when they are due: by schedule, new answers, drift, a changed teacher; for every
+    task that the registry serves. The file is read again at each look."""
+    signal.signal(signal.SIGTERM, _leave)
+    checked = time.time() - every
+    while True:
+        now = time.time()
+        try:
+            for job in load_jobs(config, _say):
+                check_schedule(job.task.distill)
+                watch_once(job, checked, now)
+        except ConfigError as error:
+            if once:
+                fail(*error.problems)
+            for problem in error.problems:
+                _say(f"error: {problem}")
+        except StoreError as error:
+            if once:
+                fail(str(error))
+            _say(f"error: {error}")
+        checked = now
+        if once:
+            return
+        time.sleep(every)
 
 
 @app.command()
@@ -142,9 +250,18 @@ def show(
         typer.echo(f"report: {report}")
 
 
+def _leave(number: int, frame: object) -> None:
+    """A run under way is cut, and goes on at the next start."""
+    raise SystemExit(0)
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
 def _job(config: Path, task: str | None, to_run: bool = True) -> Job:
     try:
-        return load_job(config, task, lambda text: typer.echo(text, err=True), to_run)
+        return load_job(config, task, _say, to_run)
     except ConfigError as error:
         fail(*error.problems)
 

@@ -12,6 +12,7 @@ from typing import Any
 from distill.answers import StudentEndpoint
 from gateway.config_file import environment, find_task, load_config, place_of
 from gateway.errors import ConfigError
+from gateway.settings import Config
 from gateway.store.place import Place
 from gateway.store.students import Kind, Version
 from gateway.task_settings import Task
@@ -86,6 +87,23 @@ def load_job(path: Path, name: str | None, say: Callable[[str], None], to_run: b
     task = find_task(config, name)
     if name is None:
         task = next((t for t in config.tasks if t.registered), task)
+    return _job(path, config, task, say, to_run)
+
+
+def load_jobs(path: Path, say: Callable[[str], None]) -> list[Job]:
+    """Every task that the registry serves.
+
+    Raises:
+        ConfigError: there is none, or one cannot be distilled as the file stands.
+    """
+    config = load_config(path)
+    tasks = [task for task in config.tasks if task.registered]
+    if not tasks:
+        raise ConfigError([f"{path}: no task leaves student.model to the registry"])
+    return [_job(path, config, task, say, True) for task in tasks]
+
+
+def _job(path: Path, config: Config, task: Task, say: Callable[[str], None], to_run: bool) -> Job:
     problems = problems_of(task) if to_run else []
     if problems:
         raise ConfigError([f"{path}: task {task.name!r}: {problem}" for problem in problems])

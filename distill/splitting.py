@@ -116,15 +116,15 @@ def duplicates(examples: Sequence[Example]) -> list[list[int]]:
             join(exact[key], i)
             continue
         exact[key] = i
-        shingles = _shingles(key)
+        parts = shingles(key)
         mark = MinHash(num_perm=PERMUTATIONS)
-        mark.update_batch([s.encode() for s in shingles])
+        mark.update_batch([s.encode() for s in parts])
         for j in lsh.query(mark):
             # The sketch errs by a tenth and more; what it proposes is looked at.
-            if _jaccard(shingles, shingled[j]) >= NEAR:
+            if jaccard(parts, shingled[j]) >= NEAR:
                 join(j, i)
         lsh.insert(i, mark)
-        shingled[i] = shingles
+        shingled[i] = parts
     groups: dict[int, list[int]] = defaultdict(list)
     for i in range(len(examples)):
         groups[root(i)].append(i)
@@ -176,11 +176,13 @@ def _hashed(name: str, drawn: bool, shares: SplitShares, seed: int) -> Split:
     return Split.DEV if int.from_bytes(digest[8:16]) / 2**64 < shares.dev else Split.TRAIN
 
 
-def _shingles(text: str) -> frozenset[str]:
+def shingles(text: str) -> frozenset[str]:
+    """Character 4-grams."""
     return frozenset(text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1)))
 
 
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    """Shared parts over all parts."""
     return len(one & other) / max(1, len(one | other))
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
 
-from distill.calibrating import Material, at_best_rate, fit_judge
+from distill.calibrating import Material, at_best_rate, fit_judge, rows_wanted
 from distill.deciding import Decision, Item, decide, first
-from distill.job import Job
 from distill.night import Ended, Night
 from distill.replicas import unload_everywhere
 from distill.splitting import Split
 from distill.stages import asked, combine_rows, placed, trained_rows
 from gateway.store.students import VersionState
-from router.certify import Budget, first_served
 
 Facts = dict[str, Any]
 UTILITY_MARGIN = 0.02
 NEAR_ENOUGH = 0.02
 """A cheaper student whose agreement is at most so much lower than the best one's is preferred."""
-ROOM = 1.25
-"""Calibration rows for each that the strictest threshold is to serve."""
 TICK_S = 1.0
 BY = "distill"
 
@@ -70,7 +65,7 @@ class Refused(Ended):
 def recalibrate_stage(night: Night) -> Facts:
     """Once, after the decision, on draws that took no part in any: the certificate."""
     version = night.version(night.outputs["gate"]["chosen"])
-    job, wanted = night.job, night.job.task.distill
+    job, wanted, risk = night.job, night.job.task.distill, night.job.task.risk
     examples, places = night.examples("examples.jsonl.gz"), placed(night)
     held = places.of(Split.CALIBRATE, examples)
     # Asked again after a kill, the stage takes the rows that it took.
@@ -80,7 +75,7 @@ def recalibrate_stage(night: Night) -> Facts:
     promotion = None
     if wanted.promise == "all_versions":
         promotion = night.registry.certified(job.task.name, before=version) + 1
-    floor = _rows_wanted(job, promotion)
+    floor = max(wanted.min_calibrate_rows, rows_wanted(risk.alpha, risk.delta, promotion))
     if len(rows) < floor:
         night.registry.judged(version.name, VersionState.WAITING)
         raise Ended(
@@ -147,15 +142,6 @@ def watch_stage(night: Night) -> Facts:
             night.beat()
         night.registry.promote(name, BY, night.run.id, night.clock())
     return {"unloaded": _tidy(night)}
-
-
-def _rows_wanted(job: Job, promotion: int | None) -> int:
-    """So many that the strictest threshold need not serve all of them: rows decide only once, and
-    too few are wasted."""
-    risk = job.task.risk
-    budget = Budget.promised(risk.alpha, risk.delta, risk.comparator, promotion)
-    start = ROOM * first_served(budget.alpha, budget.delta)
-    return max(job.task.distill.min_calibrate_rows, math.ceil(start))
 
 
 def _items(found: dict[str, Any], said: dict[str, Any]) -> list[Item]:

@@ -182,6 +182,13 @@ def import_command(
         Path, typer.Argument(metavar="FILE", help="JSON Lines; .gz is unpacked.", exists=True)
     ],
     task: Annotated[str, typer.Option(help="The task that they are of.")],
+    sample: Annotated[
+        bool,
+        typer.Option(
+            "--traffic-sample",
+            help="They are a random sample of the task's traffic: they may calibrate and test too.",
+        ),
+    ] = False,
 ) -> None:
     """Take in logs of before: OpenAI stored completions, LiteLLM spend logs, chats as JSON Lines.
     Each line is stored once, however often it is read; redaction applies."""
@@ -190,7 +197,7 @@ def import_command(
         wanted = find_task(settings, task)
         store = place_of(settings, environment()).repository()
         with contextlib.closing(store), _bar(source.stat().st_size, in_bytes=True) as step:
-            outcome = import_log(store, wanted, source, time.time(), step)
+            outcome = import_log(store, wanted, source, time.time(), step, sample)
     except (ConfigError, StoreError, OSError) as error:
         fail(str(error))
     for problem in outcome.problems:

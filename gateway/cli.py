@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "router": ("distill.router_commands", "Fit and evaluate the judge."),
     "student": ("distill.student_commands", "Train a student by hand; serve classifier students."),
     "students": ("gateway.students", "Student versions: list, show, promote, roll back."),
+    "task": ("distill.task_commands", "Begin a task: ask, check, write its configuration."),
     "distill": ("distill.distill_commands", "Distil a task's student, and see what became of it."),
 }
 

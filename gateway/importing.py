@@ -25,7 +25,7 @@ import orjson
 from gateway.api.chat import chat_request
 from gateway.errors import GatewayError
 from gateway.scrub import Scrubber, end_user_of
-from gateway.store.records import Attempt, Exchange, Status
+from gateway.store.records import Attempt, Draw, DrawState, Exchange, Status
 from gateway.store.repository import Repository
 from gateway.streams.whole import is_whole
 from gateway.task_settings import Task
@@ -66,9 +66,11 @@ class Outcome:
 
 
 def import_log(
-    store: Repository, task: Task, path: Path, now: float, step: Callable[[int], None]
-) -> Outcome:
+    store: Repository, task: Task, path: Path, now: float, step: Callable[[int], None],
+    sample: bool = False,
+) -> Outcome:  # fmt: skip
     """Store every usable line of a file (``.gz`` by its ending); ``step`` hears of bytes read.
+    A ``sample`` of the task's traffic may calibrate too, not only train.
 
     Raises:
         StoreError: the store does not take them; what was stored before stays.
@@ -80,7 +82,7 @@ def import_log(
             continue
         outcome.read += 1
         try:
-            batch.append(_exchange(_found(line), task, scrubber, now))
+            batch.append(exchange_of(_found(line), task, scrubber, now, sample))
         except NotARow as error:
             outcome.skipped += 1
             if len(outcome.problems) < SHOWN:
@@ -177,7 +179,15 @@ def _plain(row: Mapping[str, Any]) -> Found:
     )  # fmt: skip
 
 
-def _exchange(found: Found, task: Task, scrubber: Scrubber, now: float) -> Exchange:
+def exchange_of(
+    found: Found, task: Task, scrubber: Scrubber, now: float, sample: bool = False
+) -> Exchange:
+    """An exchange of the task, as the gateway would have stored it; of a ``sample`` of the task's
+    traffic it is a draw, of probability 1.
+
+    Raises:
+        NotARow: it cannot be used.
+    """
     try:
         request = chat_request(found.request)
     except GatewayError as error:
@@ -186,11 +196,10 @@ def _exchange(found: Found, task: Task, scrubber: Scrubber, now: float) -> Excha
         raise NotARow("the answer was cut or refused; such rows are no training data")
     source = found.source_id or orjson.dumps([found.request, found.answer]).decode()
     created_at = now if found.created_at is None else found.created_at
-    digest = hashlib.sha256(f"{task.name}\0{source}".encode("utf-8", "replace")).hexdigest()
     kept = scrubber.scrubbed(request.model, found.request, found.answer)
     attempt = Attempt("import", "teacher", "ok", 200, *found.tokens, found.cost_usd, 0.0)
     return Exchange(
-        id=_id(found.created_at, digest),
+        id=imported_id(task.name, source, found.created_at),
         created_at=created_at,
         task=task.name,
         principal=PRINCIPAL,
@@ -206,13 +215,16 @@ def _exchange(found: Found, task: Task, scrubber: Scrubber, now: float) -> Excha
             scrubber.redactor.messages(request.messages), request.tools, request.response_format
         ),
         attempts=(attempt,),
+        draw_p=1.0 if sample else None,
+        draw=Draw(1.0, "student", DrawState.ALONE) if sample else None,
         end_user=end_user_of(found.request),
     )
 
 
-def _id(created_at: float | None, digest: str) -> str:
+def imported_id(task: str, source: str, created_at: float | None = None) -> str:
     """As ``new_id`` makes them: milliseconds, so that ids sort by time, and then the content's
     digest, so that the same line is the same exchange. A line without a time sorts first."""
+    digest = hashlib.sha256(f"{task}\0{source}".encode("utf-8", "replace")).hexdigest()
     return f"{int((created_at or 0.0) * 1000):012x}{digest[:20]}"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 import jsonpath
 from jsonpath.exceptions import JSONPathError
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from gateway.section import BaseUrl, EnvName, NonNegative, Positive, Section, Share, TaskName
 from router.comparator import parse as parse_comparator
@@ -253,6 +253,27 @@ class Distill(Section):
     rank: int = Field(8, ge=1, le=256, description="LoRA rank.")
     learning_rate: float = Field(8e-4, gt=0, description="LoRA's peak learning rate.")
     max_tokens: int = Field(64, ge=1, description="Longest answer when a student is measured.")
+    schedule: str | None = Field(
+        None,
+        description="When `understudy distill watch` begins a run: a cron expression in local "
+        "time, such as `0 2 * * *`.",
+    )
+    rows_trigger: int | None = Field(
+        None, ge=1, description="Begin one after so many new answers of the teacher."
+    )
+    on_drift: bool = Field(False, description="Begin one when the traffic has drifted.")
+    on_teacher_change: bool = Field(
+        True, description="Begin one when the probe set shows another teacher."
+    )
+    cooldown_s: NonNegative = Field(
+        3600.0, description="Seconds between the beginnings of two runs that nobody asked for."
+    )
+    failures: int = Field(
+        3,
+        ge=1,
+        description="Failed runs in a row after which only an operator's run, or a day, lets the "
+        "next one begin.",
+    )
     relabel_usd: NonNegative = Field(
         5.0, description="Most that a run may spend on asking a changed teacher again."
     )
@@ -264,6 +285,13 @@ class Distill(Section):
         0.0, description="Seconds of the canary; 0 promotes to all traffic at once."
     )
     seed: int = Field(20261124, description="Seed of splits, training and fitting.")
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        if value is not None and len(value.split()) != 5:
+            raise ValueError("is no cron expression: five fields, such as '0 2 * * *'")
+        return value
 
 
 class RedactionPattern(Section):
