@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers nights nights-full clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-rollback bench-students nights nights-full clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -140,6 +140,18 @@ bench-outage: .venv/.ready  ## Postgres away under load, and everything arrives 
 
 bench-store: .venv/.ready  ## Millions of exchanges in SQLite and Postgres (ROWS=5000000)
 	mkdir -p var && $(BIN)/python -m tests.bench.store --rows $(or $(ROWS),5000000)
+
+bench-distill-kills: .venv/.ready  ## Nightly runs killed at random moments (KILLS=50)
+	mkdir -p var && $(BIN)/python -m tests.bench.distill_kills --kills $(or $(KILLS),50)
+
+bench-promotions: .venv/.ready  ## Thirty nights, 300 times, with a student that never changes (7 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.promotions
+
+bench-rollback: .venv/.ready  ## Promote and roll back under load
+	mkdir -p var && $(BIN)/python -m tests.bench.rollback
+
+bench-students: $(BASE)/understudy-base.json  ## Students from 2,000 pairs (TASK=intents, extraction or numbers)
+	mkdir -p var && $(BIN)/python -m tests.bench.students $(or $(TASK),intents)
 
 bench-keys: .venv/.ready  ## Whether the time of a key's comparison tells anything
 	$(BIN)/python -m tests.bench.keytime

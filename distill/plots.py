@@ -37,6 +37,16 @@ def losses(curve: Sequence[Mapping[str, float]]) -> str:
     return drawn(draw, 2.6)
 
 
+def by_epoch(curve: Sequence[Mapping[str, float]]) -> str:
+    """Agreement on dev rows after each epoch."""
+
+    def draw(axes: Any) -> None:
+        axes.plot([p["epoch"] for p in curve], [p["dev_agreement"] for p in curve], "o-")
+        axes.set(xlabel="epoch", ylabel="agreement on dev rows", ylim=(0, 1))
+
+    return drawn(draw, 2.6)
+
+
 def searched(tried: Sequence[Mapping[str, float]]) -> str:
     """Agreement on dev rows by penalty."""
 
@@ -44,7 +54,7 @@ def searched(tried: Sequence[Mapping[str, float]]) -> str:
         axes.semilogx(
             [t["c"] for t in tried], [t["dev_agreement"] for t in tried], "o-", color="#1f77b4"
         )
-        axes.set(xlabel="inverse penalty", ylabel="agreement on dev rows")
+        axes.set(xlabel="inverse penalty, or learning rate", ylabel="agreement on dev rows")
 
     return drawn(draw, 2.6)
 

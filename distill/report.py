@@ -142,9 +142,12 @@ def _training(night: Night) -> str:
     for name in night.outputs.get("train", {}).get("candidates", []):
         metrics = dict(night.version(name).facts.get("metrics", {}))
         curve, tried = metrics.pop("loss_curve", None), metrics.pop("tried", None)
+        epochs = metrics.pop("epochs", None)
         text += f"<h3>{escape(name)}</h3>" + _table(("", ""), sorted(metrics.items()))
         if curve:
             text += plots.losses(curve)
+        if epochs:
+            text += plots.by_epoch(epochs)
         if tried:
             text += plots.searched(tried)
     for kind, why in night.outputs.get("train", {}).get("left_out", {}).items():

@@ -29,23 +29,41 @@ def train(
     rank: Annotated[int, typer.Option(min=1, max=256, help="LoRA rank.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 8e-4,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 20261124,
+    dev: Annotated[
+        Path | None, typer.Option(help="Pairs that say which epoch is the best one.")
+    ] = None,
+    comparator: Annotated[
+        str, typer.Option(help="When two answers agree, on dev pairs.")
+    ] = "label",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer on dev pairs.")] = 64,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Try further learning rates within this time, by dev pairs."),
+    ] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Checkpoints, from which a killed training goes on.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     system: Annotated[str | None, typer.Option(help="System message of {'text'} rows.")] = None,
 ) -> None:
     """Train a LoRA adapter on teacher pairs (TRL and PEFT), with a progress bar."""
     from distill.base_model import BaseModelMissing, ensure_base_model
-    from distill.train import TrainingRefused, TrainSettings, train_student
+    from distill.train import Effort, TrainingRefused, TrainSettings, train_student
 
     settings = TrainSettings(
-        rank=rank, alpha=2 * rank, epochs=epochs, learning_rate=learning_rate, seed=seed
-    )
+        rank=rank, alpha=2 * rank, epochs=epochs, learning_rate=learning_rate, seed=seed,
+        max_tokens=max_tokens, comparator=comparator,
+    )  # fmt: skip
     try:
         rows = read_rows(data, system)[:limit]
-        manifest = train_student(name, rows, ensure_base_model(base), out, settings)
+        shown = read_rows(dev, system) if dev is not None else []
+        effort = Effort(shown, work, minutes)
+        manifest = train_student(name, rows, ensure_base_model(base), out, settings, effort)
     except (RouterError, TrainingRefused, BaseModelMissing) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    typer.echo(json.dumps({"student": str(out), "name": name, **manifest["metrics"]}))
+    told = {k: v for k, v in manifest["metrics"].items() if k != "loss_curve"}
+    typer.echo(json.dumps({"student": str(out), "name": name, **told}))
 
 
 @app.command()

@@ -10,11 +10,14 @@ import hashlib
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill.dev_agreement import Best, dev_callback
 from distill.digest import file_sha256, lines_sha256
+from router.comparator import comparator
 from router.folders import new_folder
 from router.rows import Row
 
@@ -32,6 +35,20 @@ class TrainSettings:
     batch_size: int = 16
     warmup_ratio: float = 0.05
     seed: int = 20261124
+    max_tokens: int = 64
+    comparator: str = "label"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What else a training may use. ``dev`` rows say which epoch is the best one, and which of
+    the ``rates`` (factors of the learning rate) where ``minutes`` leave time for more than one;
+    ``work`` keeps checkpoints, from which a training that was killed goes on."""
+
+    dev: Sequence[Row] = ()
+    work: Path | None = None
+    minutes: float | None = None
+    rates: tuple[float, ...] = (1.0, 0.5)
 
 
 class TrainingRefused(Exception):
@@ -39,7 +56,12 @@ class TrainingRefused(Exception):
 
 
 def train_student(
-    name: str, rows: list[Row], base: Path, out: Path, settings: TrainSettings
+    name: str,
+    rows: list[Row],
+    base: Path,
+    out: Path,
+    settings: TrainSettings,
+    effort: Effort = Effort(),
 ) -> dict[str, Any]:
     """Train ``name`` (``task@vN``) and write it to ``out``; return its manifest.
 
@@ -52,10 +74,15 @@ def train_student(
     examples = [_example(row) for row in rows]
     with new_folder(out) as staging:
         started = time.monotonic()
-        loss = _fit(examples, base, staging, settings)
-        manifest = _manifest(name, examples, base, staging, settings)
+        tried = _search(examples, base, staging, settings, effort)
+        best = max(tried, key=lambda fit: fit.agreement)
+        best.keep(staging)
+        chosen = replace(settings, learning_rate=best.learning_rate)
+        manifest = _manifest(name, examples, base, staging, chosen)
         manifest["metrics"] = {
-            "train_loss": round(loss, 5),
+            **best.metrics,
+            "tried": [fit.told for fit in tried] if len(tried) > 1 else None,
+            "dev_rows": len(effort.dev),
             "train_seconds": round(time.monotonic() - started, 1),
         }
         (staging / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
@@ -73,19 +100,71 @@ def _example(row: Row) -> dict[str, Any]:
     }
 
 
-def _fit(examples: list[dict[str, Any]], base: Path, out: Path, settings: TrainSettings) -> float:
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """One training of a search: its folder, and how it did on dev rows."""
+
+    folder: Path
+    learning_rate: float
+    agreement: float
+    metrics: dict[str, Any]
+
+    @property
+    def told(self) -> dict[str, float]:
+        """For the manifest."""
+        return {"c": self.learning_rate, "dev_agreement": round(self.agreement, 5)}
+
+    def keep(self, out: Path) -> None:
+        """Move the adapter to where the version lies."""
+        for path in self.folder.iterdir():
+            if path.is_file():
+                shutil.move(path, out / path.name)
+        for fit in out.glob("fit-*"):
+            shutil.rmtree(fit)
+
+
+def _search(
+    examples: list[dict[str, Any]], base: Path, out: Path, settings: TrainSettings, effort: Effort
+) -> list[_Fit]:
+    """The learning rate as it is, then others while the time allows one more of the same length.
+    Without dev rows there is nothing to choose by."""
+    started, found = time.monotonic(), list[_Fit]()
+    rates = effort.rates if effort.dev and effort.minutes is not None else effort.rates[:1]
+    for number, rate in enumerate(rates):
+        spent = time.monotonic() - started
+        if found and (spent / len(found) + spent) / 60 > (effort.minutes or 0.0):
+            break
+        folder = out / f"fit-{number}"
+        folder.mkdir()
+        work = effort.work / f"fit-{number}" if effort.work is not None else None
+        tuned = replace(settings, learning_rate=rate * settings.learning_rate)
+        found.append(_fit(examples, base, folder, tuned, effort.dev, work))
+    return found
+
+
+def _fit(
+    examples: list[dict[str, Any]],
+    base: Path,
+    out: Path,
+    settings: TrainSettings,
+    dev: Sequence[Row],
+    work: Path | None,
+) -> _Fit:
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
+    from peft import LoraConfig, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     _assert_boundary(tokenizer, examples)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    work = work or out / "checkpoints"
+    best = Best.at(work / "best")
     config = SFTConfig(
-        output_dir=str(out / "checkpoints"),
+        output_dir=str(work),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
@@ -96,7 +175,8 @@ def _fit(examples: list[dict[str, Any]], base: Path, out: Path, settings: TrainS
         gradient_checkpointing=False,
         max_length=512,
         logging_steps=10,
-        save_strategy="no",
+        save_strategy="epoch",
+        save_total_limit=1,
         report_to="none",
         seed=settings.seed,
         data_seed=settings.seed,
@@ -118,11 +198,30 @@ def _fit(examples: list[dict[str, Any]], base: Path, out: Path, settings: TrainS
         processing_class=tokenizer,
         peft_config=lora,
     )
-    result = trainer.train()
+    if dev:
+        agrees = comparator(settings.comparator, None)
+        measuring = AutoTokenizer.from_pretrained(base)  # padded on the other side
+        trainer.add_callback(dev_callback(measuring, dev, agrees, best, settings.max_tokens))
+    last = get_last_checkpoint(str(work)) if work.is_dir() else None
+    result = trainer.train(resume_from_checkpoint=last)
+    if dev and best.agreement >= 0:
+        set_peft_model_state_dict(trainer.model, best.weights())
     trainer.model.to(torch.bfloat16).save_pretrained(out)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     (out / "README.md").unlink(missing_ok=True)
-    return float(result.training_loss)
+    losses = [
+        {"step": entry["step"], "loss": round(entry["loss"], 5)}
+        for entry in trainer.state.log_history if "loss" in entry
+    ]  # fmt: skip
+    metrics: dict[str, Any] = {
+        "train_loss": round(float(result.training_loss), 5), "loss_curve": losses,
+    }  # fmt: skip
+    if dev:
+        metrics |= {
+            "dev_agreement": round(best.agreement, 5), "best_epoch": round(best.epoch, 2),
+            "epochs": best.curve,
+        }  # fmt: skip
+    return _Fit(out, settings.learning_rate, best.agreement, metrics)
 
 
 def _completion_trainer(sft_trainer: Any) -> Any:

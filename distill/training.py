@@ -18,9 +18,10 @@ from distill.classifier import (
     train_classifier,
 )
 from distill.digest import file_sha256
-from distill.examples import Example
+from distill.examples import Example, rows_json
 from distill.job import Job
 from gateway.store.students import Kind, Version
+from router.comparator import parse
 
 _PR_SET_PDEATHSIG = 1
 TICK_S = 1.0
@@ -57,7 +58,7 @@ def train(
             except (ClassifierError, OSError) as error:
                 raise TrainingFailed(str(error)) from error
         else:
-            _train_lora(job, version, data, beat)
+            _train_lora(job, version, data, dev, beat)
     manifest: dict[str, Any] = json.loads((version.folder / MANIFEST).read_bytes())
     return manifest
 
@@ -67,7 +68,14 @@ def version_sha256(folder: Path) -> str:
     return file_sha256(folder / MANIFEST)
 
 
-def _train_lora(job: Job, version: Version, data: Path, beat: Callable[[], None]) -> None:
+def _local(comparator: str) -> str:
+    """A comparator that needs no encoder: early stopping has none."""
+    return "text" if parse(comparator).kind == "embedding" else comparator
+
+
+def _train_lora(
+    job: Job, version: Version, data: Path, dev: Sequence[Example], beat: Callable[[], None]
+) -> None:
     wanted = job.task.distill
     python = str(wanted.python) if wanted.python is not None else sys.executable
     command = [
@@ -75,7 +83,16 @@ def _train_lora(job: Job, version: Version, data: Path, beat: Callable[[], None]
         "--name", version.name, "--data", str(data), "--base", str(wanted.base),
         "--out", str(version.folder), "--epochs", str(wanted.epochs), "--rank", str(wanted.rank),
         "--learning-rate", str(wanted.learning_rate), "--seed", str(wanted.seed),
+        "--max-tokens", str(wanted.max_tokens), "--comparator", _local(job.task.risk.comparator),
+        "--work", str(data.with_name("checkpoints")),
     ]  # fmt: skip
+    if dev:
+        path = data.with_name("dev.jsonl")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows_json(dev))
+        path.write_text("".join(lines), encoding="utf-8")
+        command += ["--dev", str(path)]
+    if wanted.search_minutes is not None:
+        command += ["--minutes", str(wanted.search_minutes)]
     log = data.with_name(f"train-{version.kind.value}.log")
     with log.open("wb") as handle:
         process = subprocess.Popen(  # noqa: S603  our own command

@@ -252,6 +252,11 @@ class Distill(Section):
     epochs: float = Field(3.0, gt=0, description="Passes over the data of LoRA students.")
     rank: int = Field(8, ge=1, le=256, description="LoRA rank.")
     learning_rate: float = Field(8e-4, gt=0, description="LoRA's peak learning rate.")
+    search_minutes: NonNegative | None = Field(
+        None,
+        description="Try further learning rates for LoRA students within this time; dev rows say "
+        "which is the best.",
+    )
     max_tokens: int = Field(64, ge=1, description="Longest answer when a student is measured.")
     schedule: str | None = Field(
         None,

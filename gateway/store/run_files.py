@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 PROMPT_FILES = (
-    "examples.jsonl.gz", "train.jsonl.gz", "dev.jsonl.gz", "student.jsonl", "evaluation.json",
+    "examples.jsonl.gz", "train.jsonl.gz", "dev.jsonl.gz", "student.jsonl", "dev.jsonl",
+    "evaluation.json",
 )  # fmt: skip
 REPORT = "report.html"
 _ROW = re.compile(rb'<tr data-exchange="([0-9a-f]+)">.*?</tr>\n?', re.DOTALL)
