@@ -22,6 +22,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Begin a task
 SEED = 20261124
 
 
+def _asked(text: str, min: float | None = None, max: float | None = None) -> Any:
+    """An option that is asked for where it is not given."""
+    return typer.Option(prompt=text, help=f"{text}.", min=min, max=max)
+
+
 @app.callback()
 def _group() -> None:
     """Begin a task."""
@@ -30,33 +35,29 @@ def _group() -> None:
 @app.command()
 def new(
     config: Annotated[Path, typer.Option(help="The file to write, or to add the task to.")],
-    name: Annotated[str, typer.Option(prompt="Name of the task (the model name that clients use)")],
-    base_url: Annotated[str, typer.Option(prompt="The teacher's base URL (ends in /v1)")],
-    model: Annotated[str, typer.Option(prompt="The teacher's model name")],
+    name: Annotated[str, _asked("Name of the task (the model name that clients use)")],
+    base_url: Annotated[str, _asked("The teacher's base URL (ends in /v1)")],
+    model: Annotated[str, _asked("The teacher's model name")],
     api_key_env: Annotated[
-        str, typer.Option(prompt="Environment variable with the teacher's key (empty: none)")
+        str, _asked("Environment variable with the teacher's key (empty: none)")
     ] = "",
-    price_input: Annotated[
-        float, typer.Option(min=0.0, prompt="USD per million prompt tokens")
-    ] = 2.5,
+    price_input: Annotated[float, _asked(min=0.0, text="USD per million prompt tokens")] = 2.5,
     price_output: Annotated[
-        float, typer.Option(min=0.0, prompt="USD per million completion tokens")
+        float, _asked(min=0.0, text="USD per million completion tokens")
     ] = 10.0,
     comparator: Annotated[
-        str, typer.Option(prompt="When two answers agree (label, text, json, number, embedding)")
+        str, _asked("When two answers agree (label, text, json, number, embedding)")
     ] = "label",
     alpha: Annotated[
-        float, typer.Option(min=0.0001, max=0.5, prompt="Largest share of disagreeing answers")
+        float, _asked(min=0.0001, max=0.5, text="Largest share of disagreeing answers")
     ] = 0.05,
     delta: Annotated[
-        float, typer.Option(min=0.0001, max=0.5, prompt="Probability that the promise fails")
+        float, _asked(min=0.0001, max=0.5, text="Probability that the promise fails")
     ] = 0.05,
     usd_per_day: Annotated[
-        float, typer.Option(min=0.0, prompt="USD a day that distillation may spend")
+        float, _asked(min=0.0, text="USD a day that distillation may spend")
     ] = 20.0,
-    prompts: Annotated[
-        str, typer.Option(prompt="File of example prompts, JSON Lines (empty: none)")
-    ] = "",
+    prompts: Annotated[str, _asked("File of example prompts, JSON Lines (empty: none)")] = "",
     system: Annotated[str | None, typer.Option(help="System message of {'text'} rows.")] = None,
     ask: Annotated[
         bool, typer.Option(help="Ask the teacher the probe prompts twice, for its own noise.")

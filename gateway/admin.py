@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.auditor import Auditor, audit_of, claim_of, close_gate, open_gate
 from gateway.auth import AdminKey
+from gateway.deployer import Deployer
 from gateway.errors import GatewayError, StoreError
 from gateway.readings import Readings
+from gateway.store.faults import WriteError
 from gateway.tasks import TaskRuntime, Tasks
 
 T = TypeVar("T")
@@ -30,6 +32,28 @@ class GateOrder(BaseModel):
     note: str = Field(min_length=1, max_length=500, description="Why; kept with the event.")
 
 
+class Promotion(BaseModel):
+    """The body of ``POST /admin/tasks/{name}/promote``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    student: str = Field(min_length=1, description="A certified version, task@vN.")
+    share: float = Field(1.0, gt=0, le=1, description="Share of conversations; 1 is all traffic.")
+    note: str = Field(min_length=1, max_length=500, description="Why; kept with the event.")
+
+
+class Rollback(BaseModel):
+    """The body of ``POST /admin/tasks/{name}/rollback``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    to: str | None = Field(None, description="A version other than the one before.")
+    note: str = Field(min_length=1, max_length=500, description="Why; kept with the event.")
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
 @dataclass(frozen=True, slots=True)
 class Admin:
     """What an operator may see and do; every method checks the key first."""
@@ -38,6 +62,7 @@ class Admin:
     auditor: Auditor
     key: AdminKey
     readings: Readings
+    deployer: Deployer
 
     def list(self, authorization: str | None) -> dict[str, Any]:
         """``GET /admin/tasks``."""
@@ -90,7 +115,7 @@ class Admin:
         """
         self.key.check(authorization)
         task = self._task(name)
-        order = _order(body)
+        order = _read(GateOrder, body)
         if not task.audited:
             why = task.uncertified or "it has no student"
             raise GatewayError(
@@ -106,6 +131,48 @@ class Admin:
             await self._stored(lambda: close_gate(store, task.name, order.note, "operator", now))
         await self.auditor.look(task)
         return described(task)
+
+    async def promote(self, authorization: str | None, name: str, body: bytes) -> dict[str, Any]:
+        """``POST /admin/tasks/{name}/promote``: in force here when this returns, in other processes
+        within a second.
+
+        Raises:
+            GatewayError: ``task_not_found``, ``not_promotable``, or what is wrong with the body.
+        """
+        self.key.check(authorization)
+        task, order = self._task(name), _read(Promotion, body)
+        if order.student.partition("@")[0] != task.name:
+            raise GatewayError("not_promotable", f"{order.student!r} is no version of '{name}'.")
+        registry, now = self.deployer.registry, time.time()
+        return await self._deployed(
+            task, lambda: registry.promote(order.student, "admin", order.note, now, order.share)
+        )
+
+    async def roll_back(self, authorization: str | None, name: str, body: bytes) -> dict[str, Any]:
+        """``POST /admin/tasks/{name}/rollback``: ends a canary; without one the version before
+        serves again.
+
+        Raises:
+            GatewayError: ``task_not_found``, ``not_promotable``, or what is wrong with the body.
+        """
+        self.key.check(authorization)
+        task, order = self._task(name), _read(Rollback, body)
+        registry, now = self.deployer.registry, time.time()
+        return await self._deployed(
+            task, lambda: registry.roll_back(task.name, "admin", order.note, now, order.to)
+        )
+
+    async def _deployed(self, task: TaskRuntime, work: Callable[[], object]) -> dict[str, Any]:
+        try:
+            await self.auditor.offload.run(work)
+        except WriteError as error:
+            raise GatewayError(
+                "store_unavailable", f"The store does not answer: {error}"
+            ) from error
+        except StoreError as error:
+            raise GatewayError("not_promotable", f"{error}.") from error
+        await self.deployer.look()
+        return described(self._task(task.name))
 
     async def _stored(self, work: Callable[[], T]) -> T:
         return await self._stored_async(self.auditor.offload.run(work))
@@ -131,6 +198,7 @@ def described(task: TaskRuntime) -> dict[str, Any]:
         "name": task.name,
         "teacher": settings.teacher.model,
         "student": student.model if student else None,
+        "canary": _canary(task),
         "router": judge.version if judge else None,
         "budget": {
             "alpha": settings.risk.alpha,
@@ -147,9 +215,23 @@ def described(task: TaskRuntime) -> dict[str, Any]:
     }
 
 
-def _order(body: bytes) -> GateOrder:
+def _canary(task: TaskRuntime) -> dict[str, Any] | None:
+    """The version beside the one that serves, its share, and how it does."""
+    arm = task.canary
+    if arm is None or arm.student is None:
+        return None
+    return {
+        "student": arm.student.settings.model,
+        "share": task.canary_share,
+        "calls": arm.student.calls,
+        "failures": arm.student.failures,
+        "audit": arm.standing.to_json() if arm.standing else None,
+    }
+
+
+def _read(kind: type[Body], body: bytes) -> Body:
     try:
-        return GateOrder.model_validate(orjson.loads(body))
+        return kind.model_validate(orjson.loads(body))
     except orjson.JSONDecodeError:
         raise GatewayError("invalid_json", "The body is not JSON.") from None
     except ValidationError as error:
@@ -157,6 +239,6 @@ def _order(body: bytes) -> GateOrder:
         where = ".".join(map(str, first["loc"])) or "body"
         raise GatewayError(
             "invalid_value",
-            f'{where}: {first["msg"]}; send {{"open": true or false, "note": "why"}}.',
+            f"{where}: {first['msg']}; send an object of {', '.join(kind.model_fields)}.",
             param=where,
         ) from None

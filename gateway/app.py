@@ -144,6 +144,18 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         body = await Incoming.of(request.scope, request.receive).body(service.config.limits)
         return _json(200, await service.admin.gate(authorization, name, body))
 
+    @app.post("/admin/tasks/{name}/promote")
+    async def promote(request: Request, name: str) -> Response:
+        authorization = request.headers.get("authorization")
+        body = await Incoming.of(request.scope, request.receive).body(service.config.limits)
+        return _json(200, await service.admin.promote(authorization, name, body))
+
+    @app.post("/admin/tasks/{name}/rollback")
+    async def roll_back(request: Request, name: str) -> Response:
+        authorization = request.headers.get("authorization")
+        body = await Incoming.of(request.scope, request.receive).body(service.config.limits)
+        return _json(200, await service.admin.roll_back(authorization, name, body))
+
 
 async def _while_there(scope: Scope, work: Coroutine[Any, Any, None]) -> None:
     """Serve until the client leaves: a disconnect cancels the upstream call at once."""

@@ -236,7 +236,7 @@ class Service:
     def _make_admin(self) -> None:
         if self.config.admin is not None:
             key = AdminKey(self._secrets[self.config.admin.key_env])
-            self.admin = Admin(self.tasks, self.auditor, key, self.readings)
+            self.admin = Admin(self.tasks, self.auditor, key, self.readings, self.deployer)
 
     async def reload(self) -> list[str]:
         """Read the configuration again and take it over, all of it or, where anything is wrong,

@@ -18,8 +18,11 @@ _ADMIN = (
     "operator's word. It is in force here at once, on other replicas of the store within two "
     "seconds. What an operator closed stays closed over new versions; what the audit closed opens "
     "by this, or with a newly certified version.\n"
+    '- `POST /admin/tasks/{name}/promote` with `{"student": "task@vN", "share": 0.1, "note": "why"}` (all '
+    'traffic without `share`), `POST /admin/tasks/{name}/rollback` with `{"note": "why"}` (and `"to"` for a '
+    "version other than the one before): in force here at once, elsewhere within a second.\n"
     "- `GET /admin/exchanges/{id}`: one exchange in full; that somebody looked is recorded first.\n\n"
-    "`understudy gate` does the same through the store. Events, also counted in "
+    "`understudy gate` and `understudy students` do the same through the store. Events, also counted in "
     "`understudy_events_total`:"
 )
 PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {

@@ -110,12 +110,12 @@ class World:
                     "pin_sampling": True,
                     # A simulated day has some hundred requests: few of them would be drawn at the
                     # rates of real traffic.
-                    "risk": {"alpha": 0.05, "delta": 0.05, "draw_rate": 0.5,
+                    "risk": {"alpha": 0.05, "delta": 0.05, "draw_rate": 0.8,
                              "unproven_draw_rate": 0.8},
                     "probe": {"file": "probe.jsonl", "every_s": 20.0},
                     "distill": {
                         "folder": "students", "base": str(BASE), "python": str(VLLM_PYTHON),
-                        "shares": {"test": 0.2, "calibrate": 0.4, "combine": 0.15, "dev": 0.05},
+                        "shares": {"test": 0.2, "calibrate": 0.45, "combine": 0.15, "dev": 0.05},
                         "max_tokens": 16, "epochs": 3.0, **distill,
                     },
                 }

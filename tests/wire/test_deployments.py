@@ -77,7 +77,13 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(folder: Path, count: int = 1, before: int = 0, **risk: Any) -> AsyncIterator[Site]:
+async def site(
+    folder: Path,
+    count: int = 1,
+    before: int = 0,
+    top: dict[str, Any] | None = None,
+    **risk: Any,
+) -> AsyncIterator[Site]:
     """Start it; ``before`` versions are certified and the first of them serves already."""
     replicas = [FakeReplica() for _ in range(count)]
     teacher = FakeUpstream(teacher_says("teacher says"))
@@ -87,7 +93,7 @@ async def site(folder: Path, count: int = 1, before: int = 0, **risk: Any) -> As
             await stack.enter_async_context(replica.upstream.running())
         await stack.enter_async_context(teacher.running())
         urls = [replica.upstream.url for replica in replicas]
-        data = config_data(urls[0], teacher.url, place.path)
+        data = {**config_data(urls[0], teacher.url, place.path), **(top or {})}
         task = data["tasks"][0]
         task["student"] = {"base_urls": urls, "classifier_urls": urls, "timeout_s": 5.0}
         task["router"] = {"hold": "all"}
