@@ -6,12 +6,15 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from distill.answers import StudentEndpoint, with_student_answers
+from distill.executor import Executor, LocalExecutor
 from router.errors import RowError
 from router.rows import Row, StudentAnswer, student_from_json, student_json
+from router.template import Message
 
 AT_ONCE = 64
 """Answers between two notes on disk: what a kill can cost."""
@@ -60,6 +63,7 @@ def answered(
     endpoints: Sequence[StudentEndpoint],
     cache: AnswerCache,
     beat: Callable[[], None],
+    executor: Executor | None = None,
 ) -> list[Row]:
     """The rows with the student's answers, from the cache where they are known; the others are
     spread over the replicas. ``beat`` is called now and then.
@@ -72,12 +76,32 @@ def answered(
     width = AT_ONCE * len(endpoints)
     for start in range(0, len(missing), width):
         part = missing[start : start + width]
-        found = asyncio.run(_spread([bare[i] for i in part], endpoints))
+        found = _found([bare[i] for i in part], endpoints, executor or LocalExecutor())
         cache.keep(found)
         for i, row in zip(part, found, strict=True):
             bare[i] = row
         beat()
     return bare
+
+
+def _found(
+    rows: Sequence[Row], endpoints: Sequence[StudentEndpoint], executor: Executor
+) -> list[Row]:
+    to = [asdict(endpoint) for endpoint in endpoints]
+    asked = [{"messages": [[m.role, m.content] for m in row.messages], "to": to} for row in rows]
+    said = executor.spread(ask, asked, AT_ONCE)
+    return [
+        replace(row, student=student_from_json(answer, "answer"))
+        for row, answer in zip(rows, said, strict=True)
+    ]
+
+
+def ask(asked: list[Any]) -> list[Any]:
+    """Ask a version about prompts; on any machine that reaches its replicas."""
+    rows = [Row(tuple(Message(*m) for m in item["messages"]), None) for item in asked]
+    endpoints = [StudentEndpoint(**endpoint) for endpoint in asked[0]["to"]]
+    found = asyncio.run(_spread(rows, endpoints))
+    return [student_json(row.student) for row in found if row.student is not None]
 
 
 async def _spread(rows: Sequence[Row], endpoints: Sequence[StudentEndpoint]) -> list[Row]:

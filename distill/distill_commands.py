@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distill.bootstrap import BootstrapStopped, bootstrap, distinct, expand
+from distill.executor import ExecutorError
 from distill.job import Job, load_job, load_jobs
 from distill.runner import Busy, Result, resume, start
 from distill.watching import check_schedule, watch_once
@@ -51,7 +52,7 @@ def run(
     except Busy as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(3) from None
-    except StoreError as error:
+    except (StoreError, ExecutorError) as error:
         fail(str(error))
     _end(job, result, as_json)
 
@@ -134,7 +135,7 @@ def resume_(config: ConfigFile, run_id: RunId = None, task: TaskName = None) -> 
     except Busy as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(3) from None
-    except StoreError as error:
+    except (StoreError, ExecutorError) as error:
         fail(str(error))
     _end(job, result, False)
 

@@ -30,6 +30,7 @@ class Job:
     cache: Path
     teacher_key: str | None = field(default=None, repr=False)
     say: Callable[[str], None] = print
+    config_file: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -65,7 +66,9 @@ class Job:
     def config(self) -> dict[str, Any]:
         """What of the settings decides a run, as the ledger keeps it."""
         task, risk = self.task, self.task.risk
-        settings = task.distill.model_dump(mode="json", exclude={"folder", "base", "python"})
+        settings = task.distill.model_dump(
+            mode="json", exclude={"folder", "base", "python", "executor", "ray_address"}
+        )
         return {
             **settings,
             "teacher": task.teacher.model,
@@ -113,7 +116,7 @@ def _job(path: Path, config: Config, task: Task, say: Callable[[str], None], to_
         raise ConfigError(
             [f"{path}: teacher.api_key_env: environment variable {variable} is not set"]
         )
-    return Job(task, place_of(config, environment()), config.cache, key, say)
+    return Job(task, place_of(config, environment()), config.cache, key, say, path)
 
 
 def problems_of(task: Task) -> list[str]:

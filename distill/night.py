@@ -11,6 +11,7 @@ from typing import Any
 
 from distill.digest import file_sha256
 from distill.examples import Example, read_examples
+from distill.executor import Executor, LocalExecutor
 from distill.job import Job
 from gateway.store.ledger import Ledger, Run
 from gateway.store.samples import Samples
@@ -47,6 +48,7 @@ class Night:
     registry: Registry
     samples: Samples
     beat: Callable[[], None]
+    executor: Executor = field(default_factory=LocalExecutor)
     outputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     cost_usd: float = 0.0
     clock: Callable[[], float] = time.time

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill import stages, verdicts
+from distill.executor import executor_of
 from distill.job import Job, code_version
 from distill.night import Cancelled, Ended, LeaseLost, Night
 from distill.report import write_report
@@ -124,7 +125,9 @@ def _carried(job: Job, ledger: Ledger, run: Run) -> Result:
         night = Night(job, run, ledger, registry, samples, heart.beat)
         night.folder.mkdir(parents=True, exist_ok=True)
         _sweep(job, night.folder)
-        with heart:
+        wanted = job.task.distill
+        with heart, executor_of(wanted.executor, wanted.ray_address) as executor:
+            night.executor = executor
             result = _stages(night)
         try:
             write_report(night, result.state.value, result.reason)

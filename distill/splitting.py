@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from distill.examples import Example
+from distill.executor import Executor, LocalExecutor
 from gateway.store.samples import Sample
 from gateway.task_settings import SplitShares
 
@@ -22,6 +23,8 @@ NEAR = 0.8
 """Jaccard similarity of character 4-grams from which two prompts are near-duplicates."""
 PERMUTATIONS = 64
 SHINGLE = 4
+AT_ONCE = 500
+"""Texts of one part of the work."""
 
 
 class Split(StrEnum):
@@ -58,7 +61,11 @@ class Splitting:
 
 
 def split(
-    examples: Sequence[Example], known: Mapping[str, Sample], shares: SplitShares, seed: int
+    examples: Sequence[Example],
+    known: Mapping[str, Sample],
+    shares: SplitShares,
+    seed: int,
+    executor: Executor | None = None,
 ) -> Splitting:
     """Give every example its place.
 
@@ -67,7 +74,7 @@ def split(
     """
     placed: dict[str, Sample] = {}
     changed: list[Sample] = []
-    for members in _groups(examples, known).values():
+    for members in _groups(examples, known, executor or LocalExecutor()).values():
         name = _name(members, known)
         drawn = any(e.p is not None for e in members)
         sides = [Split(known[e.id].split) for e in members if e.id in known]
@@ -87,7 +94,7 @@ def split(
     return Splitting(placed, changed, _counts(examples, placed))
 
 
-def duplicates(examples: Sequence[Example]) -> list[list[int]]:
+def duplicates(examples: Sequence[Example], executor: Executor | None = None) -> list[list[int]]:
     """Places of examples that are near-duplicates of each other, directly or over others.
 
     Source of the method: Broder, On the resemblance and containment of documents (1997), with
@@ -109,16 +116,20 @@ def duplicates(examples: Sequence[Example]) -> list[list[int]]:
         a, b = sorted((root(i), root(j)))
         parent[b] = a
 
+    keys = [example.key for example in examples]
+    texts = list(dict.fromkeys(keys))
+    marks = dict(
+        zip(texts, (executor or LocalExecutor()).spread(sketched, texts, AT_ONCE), strict=True)
+    )
+    scheme = MinHash(num_perm=PERMUTATIONS).scheme
     shingled: dict[int, frozenset[str]] = {}
-    for i, example in enumerate(examples):
-        key = example.key
+    for i, key in enumerate(keys):
         if key in exact:
             join(exact[key], i)
             continue
         exact[key] = i
         parts = shingles(key)
-        mark = MinHash(num_perm=PERMUTATIONS)
-        mark.update_batch([s.encode() for s in parts])
+        mark = MinHash(num_perm=PERMUTATIONS, hashvalues=marks[key], scheme=scheme)
         for j in lsh.query(mark):
             # The sketch errs by a tenth and more; what it proposes is looked at.
             if jaccard(parts, shingled[j]) >= NEAR:
@@ -131,9 +142,23 @@ def duplicates(examples: Sequence[Example]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _groups(examples: Sequence[Example], known: Mapping[str, Sample]) -> dict[int, list[Example]]:
+def sketched(texts: list[str]) -> list[list[int]]:
+    """MinHash values of each text: what costs the time."""
+    from datasketch import MinHash
+
+    found = []
+    for text in texts:
+        mark = MinHash(num_perm=PERMUTATIONS)
+        mark.update_batch([part.encode() for part in shingles(text)])
+        found.append([int(value) for value in mark.hashvalues])
+    return found
+
+
+def _groups(
+    examples: Sequence[Example], known: Mapping[str, Sample], executor: Executor
+) -> dict[int, list[Example]]:
     """Near-duplicates, and whatever was one group before, together."""
-    found = duplicates(examples)
+    found = duplicates(examples, executor)
     parent = list(range(len(found)))
 
     def root(i: int) -> int:

@@ -7,6 +7,7 @@ before. It returns small facts for the ledger and leaves the rest in files.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -19,12 +20,13 @@ from distill.collecting import collect, teacher_changed_at, teacher_cost
 from distill.curating import curate
 from distill.digest import file_sha256
 from distill.examples import Example, rows_json, write_examples
+from distill.executor import ExecutorError, LocalExecutor
 from distill.measuring import Speed, measured
 from distill.night import Ended, Night
 from distill.relabelling import relabel
 from distill.replicas import ReplicaError, load_everywhere
 from distill.splitting import MEASURES, Split, Splitting, split
-from distill.training import TrainingFailed, train, version_sha256
+from distill.training import TrainingFailed, train, train_elsewhere, version_sha256
 from gateway.store.probes import all_runs
 from gateway.store.records import Filter
 from gateway.store.students import Kind, Plan, Version
@@ -80,7 +82,8 @@ def split_stage(night: Night) -> Facts:
     """Every example's place, old ones as they were."""
     examples = night.examples("examples.jsonl.gz")
     task, wanted = night.job.task.name, night.job.task.distill
-    found = split(examples, night.samples.of_task(task), wanted.shares, wanted.seed)
+    known = night.samples.of_task(task)
+    found = split(examples, known, wanted.shares, wanted.seed, night.executor)
     night.samples.put(task, found.changed)
     places = {id_: [s.group, s.split, s.quarantined, s.used_by, s.failed]
               for id_, s in sorted(found.samples.items())}  # fmt: skip
@@ -138,8 +141,8 @@ def train_stage(night: Night) -> Facts:
         version = night.registry.plan(plan, night.job.folder, night.clock())
         night.job.say(f"training {version.name} ({kind.value}) on {len(rows)} rows")
         try:
-            manifest = train(night.job, version, night.path("student.jsonl"), rows, dev, night.beat)
-        except TrainingFailed as error:
+            manifest = _trained(night, version, rows, dev)
+        except (TrainingFailed, ExecutorError) as error:
             left[name] = str(error)
             continue
         facts = {"metrics": manifest["metrics"], "rows": manifest["rows"]}
@@ -148,6 +151,25 @@ def train_stage(night: Night) -> Facts:
     if not candidates:
         raise TrainingFailed("; ".join(f"{name}: {why}" for name, why in left.items()))
     return {"candidates": candidates, "left_out": left}
+
+
+def _trained(
+    night: Night, version: Version, rows: Sequence[Example], dev: Sequence[Example]
+) -> Facts:
+    """Here, or on a worker of the cluster, which finds everything under the same paths."""
+    if isinstance(night.executor, LocalExecutor) or night.job.config_file is None:
+        return train(night.job, version, night.path("student.jsonl"), rows, dev, night.beat)
+    night.executor.alone(
+        train_elsewhere,
+        {
+            "name": version.name.replace("@", "-"), "storage": str(night.path("ray").resolve()),
+            "config": str(night.job.config_file.resolve()), "task": night.job.task.name,
+            "version": version.name, "folder": str(night.folder.resolve()),
+        },
+    )  # fmt: skip
+    shutil.rmtree(night.path("ray"), ignore_errors=True)
+    manifest: Facts = json.loads((version.folder / "manifest.json").read_bytes())
+    return manifest
 
 
 def load_stage(night: Night) -> Facts:
@@ -243,7 +265,8 @@ def asked(night: Night, version: Version, rows: Sequence[Row]) -> list[Row]:
     if all(cache.get(row) is not None for row in bare):
         return [replace(row, student=cache.get(row)) for row in bare]
     loaded = load_everywhere(night.job.urls(version.kind), version.name, version.folder)
-    return answered(bare, night.job.endpoints(version, loaded.ready), cache, night.beat)
+    endpoints = night.job.endpoints(version, loaded.ready)
+    return answered(bare, endpoints, cache, night.beat, night.executor)
 
 
 def combine_rows(night: Night, examples: Sequence[Example], places: Splitting) -> list[Example]:

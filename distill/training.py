@@ -7,7 +7,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from distill.classifier import (
     train_classifier,
 )
 from distill.digest import file_sha256
-from distill.examples import Example, rows_json
-from distill.job import Job
+from distill.examples import Example, read_examples, rows_json
+from distill.job import Job, load_job
 from gateway.store.students import Kind, Version
 from router.comparator import parse
 
@@ -61,6 +62,23 @@ def train(
             _train_lora(job, version, data, dev, beat)
     manifest: dict[str, Any] = json.loads((version.folder / MANIFEST).read_bytes())
     return manifest
+
+
+def train_elsewhere(asked: Mapping[str, Any]) -> None:
+    """The same on another machine, which sees configuration, store and folders under the same
+    paths.
+
+    Raises:
+        TrainingFailed: the trainer gave up.
+    """
+    job = load_job(Path(asked["config"]), asked["task"], lambda text: None)
+    folder = Path(asked["folder"])
+    with closing(job.place.registry()) as registry:
+        version = registry.version(asked["version"])
+    if version is None:
+        raise TrainingFailed(f"{asked['version']} is not in the registry")
+    rows, dev = (read_examples(folder / f"{name}.jsonl.gz") for name in ("train", "dev"))
+    train(job, version, folder / "student.jsonl", rows, dev, lambda: None)
 
 
 def version_sha256(folder: Path) -> str:

@@ -233,6 +233,14 @@ class Distill(Section):
     python: Path | None = Field(
         None, description="Python with torch, TRL and PEFT; None: the one that runs."
     )
+    executor: Literal["local", "ray"] = Field(
+        "local",
+        description="Where near-duplicates are looked for, students asked and trained: in the "
+        "run's process, or on a Ray cluster whose machines see the same paths.",
+    )
+    ray_address: str | None = Field(
+        None, description="The cluster's address; None starts Ray on this machine."
+    )
     min_rows: int = Field(200, ge=1, description="Fewest training rows of a run.")
     max_rows: int = Field(5000, ge=1, description="Most training rows: replay and new together.")
     shares: SplitShares = Field(SplitShares(), description="What becomes of draws.")
