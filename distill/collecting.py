@@ -9,7 +9,7 @@ import itertools
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -47,10 +47,12 @@ class LeftOut(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """Examples by time, and how many exchanges were left out for which reason."""
+    """Examples by time, how many exchanges were left out for which reason, and what the teacher
+    cost."""
 
     examples: list[Example]
     left_out: Mapping[str, int]
+    teacher: Mapping[str, float | None]
 
 
 def collect(
@@ -60,8 +62,10 @@ def collect(
     teacher: Teacher,
     labels: Mapping[str, Label],
     changed_at: float | None,
+    since: float = 0.0,
 ) -> Collected:
-    """Read a task's exchanges before ``until`` (Unix seconds), of one moment of the store.
+    """Read a task's exchanges from ``since`` to before ``until`` (Unix seconds), of one moment of
+    the store.
 
     Args:
         store: where they are.
@@ -70,42 +74,56 @@ def collect(
         teacher: whose terms decide what may be trained on.
         labels: what the teacher said when asked again, by exchange id.
         changed_at: when the teacher changed; labels from before are stale.
+        since: what is older is no longer like today's traffic.
     """
     left: Counter[str] = Counter()
     found: list[Example] = []
-    which = Filter(task=task, until=until)
+    which, bill = Filter(task=task, since=since, until=until), Bill()
     with store.snapshot():
         for batch in _batches(store.read(which)):
             corrected = corrections(store, [e.id for e in batch])
             for exchange in batch:
+                bill.add(exchange)
                 made = _example(exchange, corrected.get(exchange.id), teacher)
                 if isinstance(made, LeftOut):
                     left[made.value] += 1
                 else:
                     found.append(_current(made, labels.get(made.id), changed_at))
-    return Collected(found, dict(sorted(left.items())))
+    return Collected(found, dict(sorted(left.items())), bill.told())
 
 
-def teacher_cost(exchanges: Iterable[Exchange]) -> dict[str, Any]:
-    """What an answer of the teacher's costs and takes, as it was billed and timed, and what of
-    the traffic the student served."""
-    usd: list[float] = []
-    took: list[float] = []
-    student = first = last = count = 0.0
-    for exchange in exchanges:
-        count += 1
-        first, last = first or exchange.created_at, exchange.created_at
-        student += exchange.served_by == "student"
+@dataclass(slots=True)
+class Bill:
+    """What an answer of the teacher's costs and takes, as it was billed and timed, and what of the
+    traffic the student served."""
+
+    usd: list[float] = field(default_factory=list)
+    took: list[float] = field(default_factory=list)
+    count: int = 0
+    student: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+    def add(self, exchange: Exchange) -> None:
+        """One more exchange, in order of time."""
+        self.count += 1
+        self.first, self.last = self.first or exchange.created_at, exchange.created_at
+        self.student += exchange.served_by == "student"
         if exchange.served_by != "teacher" or exchange.status is not Status.COMPLETE:
-            continue
-        usd.append(sum(a.cost_usd for a in exchange.attempts if a.role == "teacher"))
-        took += [a.duration_ms for a in exchange.attempts if a.role == "teacher"][-1:]
-    return {
-        "usd_per_1000": round(1000 * sum(usd) / len(usd), 6) if usd else None,
-        "p50_ms": round(statistics.median(took), 1) if took else None,
-        "student_share": round(student / count, 4) if count else None,
-        "requests_per_s": round(count / (last - first), 4) if last > first else None,
-    }
+            return
+        calls = [a for a in exchange.attempts if a.role == "teacher"]
+        self.usd.append(sum(a.cost_usd for a in calls))
+        self.took += [a.duration_ms for a in calls][-1:]
+
+    def told(self) -> dict[str, float | None]:
+        """For the ledger."""
+        span = self.last - self.first
+        return {
+            "usd_per_1000": round(1000 * sum(self.usd) / len(self.usd), 6) if self.usd else None,
+            "p50_ms": round(statistics.median(self.took), 1) if self.took else None,
+            "student_share": round(self.student / self.count, 4) if self.count else None,
+            "requests_per_s": round(self.count / span, 4) if span > 0 else None,
+        }
 
 
 def teacher_changed_at(runs: Sequence[Mapping[str, str]], times: Sequence[float],

@@ -16,8 +16,8 @@ from enum import StrEnum
 
 from distill.examples import Example
 from distill.executor import Executor, LocalExecutor
+from gateway.distill_settings import SplitShares
 from gateway.store.samples import Sample
-from gateway.task_settings import SplitShares
 
 NEAR = 0.8
 """Jaccard similarity of character 4-grams from which two prompts are near-duplicates."""

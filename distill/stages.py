@@ -16,7 +16,7 @@ from typing import Any
 from distill.asking import AnswerCache, answered
 from distill.calibrating import Material, fit_judge, scores
 from distill.classifier import labels_of
-from distill.collecting import collect, teacher_changed_at, teacher_cost
+from distill.collecting import collect, teacher_changed_at
 from distill.curating import curate
 from distill.digest import file_sha256
 from distill.examples import Example, rows_json, write_examples
@@ -28,7 +28,6 @@ from distill.replicas import ReplicaError, load_everywhere
 from distill.splitting import MEASURES, Split, Splitting, split
 from distill.training import TrainingFailed, train, train_elsewhere, version_sha256
 from gateway.store.probes import all_runs
-from gateway.store.records import Filter
 from gateway.store.students import Kind, Plan, Version
 from router.agreement import RowComparator, row_comparator
 from router.closed import closed_slice
@@ -51,7 +50,9 @@ def collect_stage(night: Night) -> Facts:
 
         def gathered() -> Any:
             labels = night.samples.labels(task.name)
-            return collect(store, task.name, night.run.started_at, task.teacher, labels, changed_at)
+            now = night.run.started_at
+            since = now - task.distill.window_days * 86_400
+            return collect(store, task.name, now, task.teacher, labels, changed_at, since)
 
         found = gathered()
         stale = [e for e in found.examples if e.stale]
@@ -60,7 +61,6 @@ def collect_stage(night: Night) -> Facts:
             job.say(f"the teacher has changed: asking it again about {len(stale)} prompts")
             asked, night.cost_usd = relabel(job, stale, night.samples, night.clock(), night.beat)
             found = gathered()
-        teacher = teacher_cost(store.read(Filter(task=task.name, until=night.run.started_at)))
     deployment = night.deployment()
     sha256 = write_examples(night.path("examples.jsonl.gz"), found.examples)
     return {
@@ -70,7 +70,7 @@ def collect_stage(night: Night) -> Facts:
         "stale": sum(e.stale for e in found.examples),
         "relabelled": asked,
         "teacher_changed_at": changed_at,
-        "teacher": teacher,
+        "teacher": dict(found.teacher),
         "left_out": dict(found.left_out),
         "incumbent": deployment.live if deployment else None,
         "sha256": sha256,

@@ -10,12 +10,12 @@ from datetime import datetime
 from distill.collecting import teacher_changed_at
 from distill.job import Job
 from distill.runner import Busy, Result, start
+from gateway.distill_settings import Distill
 from gateway.errors import ConfigError
 from gateway.store.audits import EventKind
 from gateway.store.ledger import Run, RunState
 from gateway.store.probes import all_runs
 from gateway.store.records import Filter, Status
-from gateway.task_settings import Distill
 
 DAY_S = 86_400.0
 

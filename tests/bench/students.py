@@ -45,6 +45,7 @@ from tests.ml.conftest import BASE, STUDENT_PYTHON
 
 SHARED = ROOT.parent / "shared/data"
 CLINC150 = ROOT / "tests/data/clinc150"
+BEGAN = time.time() - 86_400.0
 TEACHER_MS = 600.0
 """What the reference teacher is told to take; a frontier model's answer takes about as long."""
 PRICE = {"input": 2.5, "output": 10.0}
@@ -141,7 +142,7 @@ def _exchange(number: int, pair: Pair, drawn: bool) -> Exchange:
     tokens = max(1, len(pair.answer) // 4)
     usd = (prompt * PRICE["input"] + tokens * PRICE["output"]) / 1e6
     return Exchange(
-        id=f"{number:032x}", created_at=1000.0 + number, task="bench", principal="app",
+        id=f"{number:032x}", created_at=BEGAN + number, task="bench", principal="app",
         model="bench", stream=False, status=Status.COMPLETE, served_by="teacher",
         reason="no_student", would_be_reason="no_student",
         request={"model": "bench", "messages": pair.messages},

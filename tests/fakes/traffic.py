@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.fakes.rig import CACHE, ROOT
 
 TASK = "banking-intents"
 CLINC150 = ROOT / "tests/data/clinc150"
+BEGAN = time.time() - 86_400.0
 
 
 def exchange(
@@ -33,7 +35,7 @@ def exchange(
     attempt = Attempt(f"{TASK}/teacher", "teacher", "ok", 200, 40, 5, 0.00015, 250.0)
     return Exchange(
         id=f"{number:032x}",
-        created_at=1000.0 + number if at is None else at,
+        created_at=BEGAN + number if at is None else at,
         task=TASK,
         principal="app",
         model=TASK,

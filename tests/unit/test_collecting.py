@@ -12,11 +12,11 @@ import pytest
 from distill.calibrating import at_best_rate, rows_wanted
 from distill.collecting import (
     LARGEST_WEIGHT,
+    Bill,
     Collected,
     LeftOut,
     collect,
     teacher_changed_at,
-    teacher_cost,
 )
 from gateway.store.feedback import Feedback, FeedbackState
 from gateway.store.place import Place
@@ -181,9 +181,11 @@ def test_later_certificates_want_more_rows() -> None:
 
 
 def test_what_the_teacher_cost() -> None:
-    rows = captured(4)
-    found = teacher_cost(rows)
+    bill = Bill()
+    for row in captured(4):
+        bill.add(row)
+    found = bill.told()
     assert found["usd_per_1000"] == pytest.approx(0.15)
     assert found["p50_ms"] == 250.0
     assert found["student_share"] == 0.0
-    assert teacher_cost([])["usd_per_1000"] is None
+    assert Bill().told()["usd_per_1000"] is None

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from distill.examples import Example
 from distill.splitting import MEASURES, Split, Splitting, duplicates, split
+from gateway.distill_settings import SplitShares
 from gateway.store.samples import Sample
-from gateway.task_settings import SplitShares
 from router.template import Message
 
 SHARES = SplitShares(test=0.25, calibrate=0.3, combine=0.2, dev=0.1)

@@ -8,10 +8,10 @@ from datetime import datetime
 import pytest
 
 from distill.watching import DAY_S, Due, Seen, check_schedule, due
+from gateway.distill_settings import Distill
 from gateway.errors import ConfigError
 from gateway.store.audits import EventKind
 from gateway.store.ledger import Run, RunState
-from gateway.task_settings import Distill
 
 NOON = datetime(2026, 11, 25, 12, 0).timestamp()
 
