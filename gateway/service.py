@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
-
-import aiohttp
+from typing import Any, Self
 
 from gateway import catalogue
 from gateway.admin import Admin
@@ -24,18 +22,15 @@ from gateway.api.request import Api, ApiRequest
 from gateway.api.responses import parse_responses
 from gateway.auditor import Auditor
 from gateway.auth import AdminKey, Keyring, Principal
+from gateway.background import Ground, kept
 from gateway.books import Books, not_stored
 from gateway.build import build_tasks
 from gateway.capture import Capture
 from gateway.config_file import place_of
 from gateway.deployer import Deployer
-from gateway.draws import DrawWorker
-from gateway.equivalence import Equivalence
 from gateway.errors import ConfigError, GatewayError
 from gateway.feedback import FeedbackDesk
 from gateway.flow import Flow
-from gateway.halves import Halves, OwnHalves, SharedHalves
-from gateway.health import HealthChecker
 from gateway.histories import Histories
 from gateway.ids import new_id
 from gateway.incoming import Incoming
@@ -44,17 +39,13 @@ from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.offload import Offload
 from gateway.passthrough import Passthrough
-from gateway.prober import Prober
 from gateway.readings import Readings
-from gateway.reconciler import Reconciler
 from gateway.refine import Refiner
 from gateway.reload import Source, read_again, take_over
 from gateway.replays import Replays
-from gateway.rolling_back import Rollbacks
 from gateway.scrub import end_user_of
 from gateway.settings import Config
 from gateway.sharing import Sharer
-from gateway.shipping import Shipper
 from gateway.store.opening import set_aside
 from gateway.store.sqlite import SqliteStore
 from gateway.student_side import StudentSide
@@ -77,13 +68,6 @@ _PARSERS: Mapping[Api, Callable[[bytes], ApiRequest]] = {
 SHIPPING_S = 5.0
 JUDGING_THREADS = 2
 """Threads for the sentence encoder, which releases the interpreter's lock while it computes."""
-
-
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-C = TypeVar("C", bound=_Closable)
 
 
 def _conversation(principal: Principal, asked: ApiRequest) -> str:
@@ -148,7 +132,7 @@ class Service:
         capture.start()
         stack.push_async_callback(capture.close)
         place = self._place
-        reader = self._kept(place.reader())
+        reader = kept(stack, place.reader())
         session = await stack.enter_async_context(open_session())
         books = Books(capture, self.metrics, asyncio.Event(), asyncio.Event(), self.allowances)
         judging = Offload(stack.enter_context(ThreadPoolExecutor(JUDGING_THREADS, "judge")))
@@ -161,29 +145,28 @@ class Service:
             self._rng,
         )
         self.passthrough = Passthrough(session, self.tasks.default, books)
-        audits = self._kept(place.audits())
+        audits = kept(stack, place.audits())
         offload = Offload(stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "store")))
         self.auditor = Auditor(self.tasks, audits, self.metrics, books.wake_audit, offload)
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
         catalogue.announce(self.tasks, self.metrics)
         self.metrics.store_set_aside.set(len(set_aside(place.path)))
-        own = self._kept(SqliteStore.read_only(place.path)) if place.shared else reader
+        own = kept(stack, SqliteStore.read_only(place.path)) if place.shared else reader
         self.histories = Histories([own, reader] if place.shared else [reader], offload)
-        halves: Halves = (
-            SharedHalves(reader, offload) if place.shared else OwnHalves(reader, capture, offload)
+        ground = Ground(
+            self.tasks, place, self.metrics, session, books, self.auditor, offload, stack,
+            self._first,
+        )  # fmt: skip
+        self.deployer, following = ground.students(
+            lambda: self.config, lambda: self._secrets, self._encoders
         )
-        equivalence = Equivalence(session, halves, books, offload)
-        draws = DrawWorker(self.tasks, halves, session, books, equivalence, offload)
-        prober = Prober(self.tasks, audits, session, books, offload)
-        health = HealthChecker(self.tasks, session, self.metrics)
-        following = self._following(session, health, offload)
         await self.deployer.look()
-        access = self._kept(place.access())
+        access = kept(stack, place.access())
         sharer = Sharer(self.allowances, access, self.metrics, offload)
-        keeping = self._kept(place.keeping())
+        keeping = kept(stack, place.keeping())
         sweeper = Sweeper(self.tasks, keeping, self.metrics, offload)
-        said = self._kept(place.feedback())
+        said = kept(stack, place.feedback())
         self.feedback = FeedbackDesk(
             self.tasks, said, self.metrics, offload, SHIPPING_S if place.shared else 0.0
         )
@@ -191,47 +174,19 @@ class Service:
         await sharer.share()  # what was spent before a restart counts from the first request on
         workers: list[Worker] = [
             self.auditor,
-            health,
             sharer,
             self.lag,
             Reloader(self.reload_wanted, self.reload),
+            *following,
+            *ground.second_answers(reader, capture),
+            *ground.shipping(),
         ]
         if self._first:
-            workers += [draws, prober, sweeper]
-            if place.shared:
-                workers.append(self._shipper())
-        for worker in (*workers, *following):
+            workers.append(sweeper)
+        for worker in workers:
             stack.push_async_callback(stopped, asyncio.create_task(logged(worker)))
         self._make_admin()
         return self
-
-    def _kept(self, opened: C) -> C:
-        """Close it with the service."""
-        self._stack.callback(opened.close)
-        return opened
-
-    def _following(
-        self, session: aiohttp.ClientSession, health: HealthChecker, offload: Offload
-    ) -> list[Worker]:
-        """What follows the registry of students."""
-        registry = self._kept(self._place.registry())
-        self.deployer = Deployer(
-            self.tasks, registry, self.auditor, self.metrics, offload, lambda: self.config,
-            lambda: self._secrets, encoders=self._encoders,
-        )  # fmt: skip
-        reconciler = Reconciler(self.deployer.students, session, health, self.metrics)
-        self.deployer.ready = reconciler.look
-        following: list[Worker] = [self.deployer, reconciler]
-        if self._first:
-            following.append(Rollbacks(self.tasks, registry, self.deployer, offload))
-        return following
-
-    def _shipper(self) -> Shipper:
-        stack, place = self._stack, self._place
-        outbox = self._kept(SqliteStore.open(place.path))
-        postgres = self._kept(place.repository())
-        pool = stack.enter_context(ThreadPoolExecutor(1, "ship"))
-        return Shipper(outbox, postgres, self.metrics, pool)
 
     def _make_admin(self) -> None:
         if self.config.admin is not None:
