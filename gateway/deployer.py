@@ -60,6 +60,8 @@ class Deployer:
 
     async def look(self) -> None:
         """Follow every task whose row has changed."""
+        if not any(settings.registered for settings in self.config().tasks):
+            return
         try:
             revisions = await self.offload.run(self.registry.revisions)
         except StoreError as error:

@@ -156,6 +156,7 @@ class PostgresStore(Repository):
         """``url`` as libpq takes it; nothing is connected yet."""
         self._postgres = PostgresDatabase(url)
         super().__init__(self._postgres, "postgres")
+        self._upgraded = False
 
     def begin(self) -> None:
         """Open a transaction, alone among writers: numbers of draws come in the order of commits,
@@ -166,6 +167,17 @@ class PostgresStore(Repository):
     def error(self, error: Exception) -> WriteError:
         """What an exception of the database means."""
         return error if isinstance(error, WriteError) else WriteError(str(error), Fault.UNFIT)
+
+    def columns(self) -> Sequence[str]:
+        """The columns that there are: a gateway with ``migrate: false`` serves over the schema of
+        its predecessor until somebody upgrades it."""
+        if not self._upgraded:
+            found = self._db.execute(
+                "SELECT count(*) FROM information_schema.columns "
+                "WHERE table_name = 'exchanges' AND column_name = ?", (COLUMNS[-1],)
+            ).fetchone()  # fmt: skip
+            self._upgraded = bool(found[0])
+        return COLUMNS if self._upgraded else COLUMNS[:-1]
 
     def streamed(self, sql: str, values: Sequence[Any], bounded: bool) -> Iterator[Any]:
         """Rows of a query; by a cursor on the server where there may be very many."""
@@ -189,22 +201,31 @@ class PostgresStore(Repository):
         """
         rows = list(exchanges)
         db = self._postgres
+        columns = self.columns()
+        if len(columns) < len(COLUMNS) and any(exchange.no_train for exchange in rows):
+            raise WriteError(
+                "postgres: the schema is older than this gateway and has no place for what must "
+                "not be trained on; run understudy db upgrade", Fault.UNAVAILABLE,
+            )  # fmt: skip
+        tables = {**_TABLES, "exchanges": columns}
         with self.transaction():
-            for table, columns in _TABLES.items():
+            for table, names in tables.items():
                 db.execute(
-                    f"CREATE TEMPORARY TABLE IF NOT EXISTS new_{table} ON COMMIT DELETE ROWS AS "
-                    f"SELECT {', '.join(columns)} FROM {table} WITH NO DATA"
+                    f"CREATE TEMPORARY TABLE IF NOT EXISTS {_new(table, names)} "
+                    "ON COMMIT DELETE ROWS AS "
+                    f"SELECT {', '.join(names)} FROM {table} WITH NO DATA"
                 )
-            db.copy("new_exchanges", COLUMNS, map(exchange_values, rows))
-            db.copy("new_attempts", _TABLES["attempts"], (
+            values = (exchange_values(exchange)[: len(columns)] for exchange in rows)
+            db.copy(_new("exchanges", columns), columns, values)
+            db.copy(_new("attempts", _TABLES["attempts"]), _TABLES["attempts"], (
                 attempt_values(e.id, seq, a) for e in rows for seq, a in enumerate(e.attempts)
             ))  # fmt: skip
-            db.copy("new_draws", DRAW_COLUMNS, (
+            db.copy(_new("draws", DRAW_COLUMNS), DRAW_COLUMNS, (
                 draw_values(e, e.draw) for e in rows if e.draw is not None
             ))  # fmt: skip
-            new = db.execute(_moved("exchanges", "")).rowcount
+            new = db.execute(_moved("exchanges", columns, "")).rowcount
             for table in ("attempts", "draws"):
-                db.execute(_moved(table, _ORDER.get(table, "")))
+                db.execute(_moved(table, tables[table], _ORDER.get(table, "")))
         return new
 
 
@@ -216,10 +237,15 @@ _TABLES = {
 _ORDER = {"draws": " ORDER BY updated_at, exchange_id"}
 
 
-def _moved(table: str, order: str) -> str:
-    columns = ", ".join(_TABLES[table])
+def _new(table: str, columns: Sequence[str]) -> str:
+    """A temporary table of the session: another one once the schema was upgraded."""
+    return f"new_{table}_{len(columns)}"
+
+
+def _moved(table: str, columns: Sequence[str], order: str) -> str:
+    names = ", ".join(columns)
     return (
-        f"INSERT INTO {table} ({columns}) SELECT {columns} FROM new_{table}{order} "
+        f"INSERT INTO {table} ({names}) SELECT {names} FROM {_new(table, columns)}{order} "
         "ON CONFLICT DO NOTHING"
     )
 

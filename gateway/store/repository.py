@@ -169,14 +169,19 @@ class Repository(ABC):
         order = "DESC" if which.newest_first else "ASC"
         limit = f" LIMIT {int(which.limit)}" if which.limit is not None else ""
         sort = f" ORDER BY created_at {order}, id {order}{limit}"
-        sql = f"SELECT {', '.join(COLUMNS)} FROM exchanges{where}{sort}"
+        columns = self.columns()
+        sql = f"SELECT {', '.join(columns)} FROM exchanges{where}{sort}"
         chunk: list[Sequence[Any]] = []
         for row in self.streamed(sql, values, bounded=bool(which.ids or which.limit)):
             chunk.append(row)
             if len(chunk) == CHUNK:
-                yield from self._exchanges(chunk)
+                yield from self._exchanges(columns, chunk)
                 chunk = []
-        yield from self._exchanges(chunk)
+        yield from self._exchanges(columns, chunk)
+
+    def columns(self) -> Sequence[str]:
+        """The columns of exchanges that the database has: an older schema lacks the last ones."""
+        return COLUMNS
 
     def of_ids(self, ids: Sequence[str]) -> list[Exchange]:
         """Exchanges of these ids, in this order; ids that are not there are left out."""
@@ -235,18 +240,20 @@ class Repository(ABC):
         """Every stored exchange id."""
         return {row[0] for row in self._db.execute("SELECT id FROM exchanges")}
 
-    def _exchanges(self, rows: Sequence[Sequence[Any]]) -> Iterator[Exchange]:
+    def _exchanges(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> Iterator[Exchange]:
         if not rows:
             return
         ids = [row[0] for row in rows]
         attempts, draws = self._attempts(ids), self._draws(ids)
         for row in rows:
-            values = dict(zip(COLUMNS, row, strict=True))
+            values = dict(zip(columns, row, strict=True))
             for name in _JSON:
                 values[name] = load(values[name])
             values["stream"] = bool(values["stream"])
             values["bodies"] = bool(values["bodies"])
-            values["no_train"] = bool(values["no_train"])
+            values["no_train"] = bool(values.get("no_train"))
             values["status"] = Status(values["status"])
             values["api"] = Api(values["api"])
             yield Exchange(

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from gateway.store.faults import WriteError
 from gateway.store.migrating import upgrade
 from gateway.store.place import Place
 from gateway.store.postgres import PostgresStore
@@ -280,11 +281,12 @@ async def test_two_gateways_share_draws_audit_and_spend(shipping: Shipping) -> N
 
 
 def old_gateway(server: Postgres, name: str) -> None:
-    """What a gateway of before draws had leases writes."""
-    columns, row = ", ".join(COLUMNS), exchange_values(replace(EXCHANGE, id=name, draw=None))
-    marks = ", ".join(["%s"] * len(COLUMNS))
+    """What a gateway of before consent was stored writes."""
+    known = COLUMNS[: COLUMNS.index("no_train")]
+    columns, row = ", ".join(known), exchange_values(replace(EXCHANGE, id=name, draw=None))
+    marks = ", ".join(["%s"] * len(known))
     with psycopg.connect(server.url, cursor_factory=psycopg.ClientCursor) as connection:
-        values = [value.decode() if isinstance(value, bytes) else value for value in row]
+        values = [v.decode() if isinstance(v, bytes) else v for v in row[: len(known)]]
         connection.execute(f"INSERT INTO exchanges ({columns}) VALUES ({marks})".encode(), values)
         connection.execute(
             "INSERT INTO draws (exchange_id, task, p, wants, state, tries, updated_at) "
@@ -296,7 +298,7 @@ def old_gateway(server: Postgres, name: str) -> None:
 async def test_neighbouring_schemas_work_side_by_side(shipping: Shipping) -> None:
     """A gateway of before the last step writes what it knows, before and after the step."""
     server = shipping.server
-    assert upgrade(server.url, "0001") == "0001"
+    assert upgrade(server.url, "0002") == "0002"
     # The new one serves and ships before anybody upgraded the schema...
     shipping.data["tasks"][0]["risk"] = {"draw_rate": 0.0}
     folder = shipping.folder / "g"
@@ -309,6 +311,11 @@ async def test_neighbouring_schemas_work_side_by_side(shipping: Shipping) -> Non
     old_gateway(server, "old-before")
     await shipping.asked(gateway, 20)
     await shipping.arrived()
+    with contextlib.closing(PostgresStore(server.url)) as store:
+        assert len(list(store.read(Filter()))) == 21
+        # What must not be trained on waits for the schema that can say so.
+        with pytest.raises(WriteError, match="understudy db upgrade"):
+            store.put([replace(EXCHANGE, id="private", no_train=True)])
     # ... somebody does, under load, and the old one goes on.
     async with under_load(gateway, shipping.witness):
         assert await asyncio.to_thread(upgrade, server.url) == "0003"
