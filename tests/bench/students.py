@@ -170,7 +170,7 @@ def config(folder: Path, found: Set, urls: dict[Kind, str]) -> Path:
                 "distill": {
                     "students": found.students, "base": str(BASE), "python": str(STUDENT_PYTHON),
                     "epochs": found.epochs, "max_tokens": found.max_tokens,
-                    "shares": {"test": 0.3, "calibrate": 0.4, "combine": 0.3, "dev": 0.0},
+                    "shares": {"test": 0.3, "calibrate": 0.4, "combine": 0.26, "dev": 0.04},
                     "promise": "every_version",
                 },
             }
