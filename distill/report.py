@@ -171,7 +171,7 @@ def _cost(night: Night) -> str:
     return (
         "<h2>Cost and latency, measured</h2>"
         + _table(
-            ("who", "USD per 1,000 answers (student: at full load)", "ms, median, alone",
+            ("who", "USD per 1,000 answers (student: at full load)", "ms, alone",
              "answers/s at 8 at once", "served requests a day that pay the machine"), rows
         )
         + f"<p>The run itself spent {_money(spent)} USD on the teacher.</p>"
