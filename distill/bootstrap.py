@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from distill.job import Job
-from distill.splitting import NEAR, PERMUTATIONS, jaccard, shingles
+from distill.splitting import NEAR, PERMUTATIONS, jaccard, shingles, sketch
 from distill.teacher import Answer, Chat, Teacher
 from gateway.importing import Found, exchange_of, imported_id
 from gateway.scrub import Scrubber
 from gateway.store.repository import Repository
-from router.comparator import comparator
-from router.errors import FitError
+from router.comparator import plain_comparator
 from router.noise import Comparison
 from router.rows import Row
 
@@ -113,10 +112,7 @@ def self_disagreement(job: Job, prompts: Sequence[Row]) -> tuple[Comparison, flo
     }
     if not both:
         raise BootstrapStopped(f"the teacher answers nothing: {first[0].problem}")
-    try:
-        agree = comparator(job.task.risk.comparator, None)
-    except FitError:
-        agree = comparator("text", None)
+    agree = plain_comparator(job.task.risk.comparator)
     runs = [{key: pair[n] for key, pair in both.items()} for n in (0, 1)]
     usd = sum(answer.usd for answer in (*first, *second))
     return Comparison.of(runs[0], runs[1], agree), usd
@@ -195,14 +191,13 @@ def _keep(
 async def _expand(
     job: Job, seeds: Sequence[Row], count: int, usd: float, rng: random.Random
 ) -> tuple[list[Row], float]:
-    from datasketch import MinHash, MinHashLSH
+    from datasketch import MinHashLSH
 
     lsh, texts = MinHashLSH(threshold=NEAR, num_perm=PERMUTATIONS), list[str]()
 
     def is_new(text: str) -> bool:
         parts = shingles(" ".join(text.lower().split()))
-        mark = MinHash(num_perm=PERMUTATIONS)
-        mark.update_batch([part.encode() for part in parts])
+        mark = sketch(parts)
         near = (shingles(" ".join(texts[n].lower().split())) for n in lsh.query(mark))
         if any(jaccard(parts, other) >= NEAR for other in near):
             return False

@@ -5,10 +5,9 @@ Everything that may not is counted under its reason, and left behind here: no la
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -18,13 +17,12 @@ from gateway.api.request import Api
 from gateway.errors import GatewayError
 from gateway.store.feedback import corrections
 from gateway.store.records import Exchange, Filter, Status
-from gateway.store.repository import CHUNK, Repository
+from gateway.store.repository import CHUNK, Repository, batches
 from gateway.store.samples import Label
 from gateway.store.training import answers_of, messages_of
 from gateway.streams.whole import answer_text, is_whole
 from gateway.task_settings import Teacher
-from router.comparator import comparator
-from router.errors import FitError
+from router.comparator import plain_comparator
 from router.noise import SIGNIFICANT, Comparison, change_p_value
 from router.template import Message
 
@@ -80,7 +78,7 @@ def collect(
     found: list[Example] = []
     which, bill = Filter(task=task, since=since, until=until), Bill()
     with store.snapshot():
-        for batch in _batches(store.read(which)):
+        for batch in batches(store.read(which), CHUNK):
             corrected = corrections(store, [e.id for e in batch])
             for exchange in batch:
                 bill.add(exchange)
@@ -88,8 +86,17 @@ def collect(
                 if isinstance(made, LeftOut):
                     left[made.value] += 1
                 else:
-                    found.append(_current(made, labels.get(made.id), changed_at))
-    return Collected(found, dict(sorted(left.items())), bill.told())
+                    found.append(made)
+    current = relabelled(found, labels, changed_at)
+    return Collected(current, dict(sorted(left.items())), bill.told())
+
+
+def relabelled(
+    examples: Iterable[Example], labels: Mapping[str, Label], changed_at: float | None
+) -> list[Example]:
+    """The examples with what the teacher said when asked again; those that only its predecessor
+    labelled are stale."""
+    return [_current(example, labels.get(example.id), changed_at) for example in examples]
 
 
 @dataclass(slots=True)
@@ -135,10 +142,7 @@ def teacher_changed_at(runs: Sequence[Mapping[str, str]], times: Sequence[float]
     """
     if len(runs) < 3:
         return None
-    try:
-        agree = comparator(comparator_name, None)
-    except FitError:  # it needs the teacher or an encoder; plain text shows a change too
-        agree = comparator("text", None)
+    agree = plain_comparator(comparator_name)
     floor = Comparison.of(runs[0], runs[1], agree)
     for number in range(len(runs) - 1, 1, -1):
         step = Comparison.of(runs[number - 1], runs[number], agree)
@@ -220,11 +224,5 @@ def _current(example: Example, label: Label | None, changed_at: float | None) ->
     if example.by == "human" or changed_at is None:
         return example
     if label is not None and label.at >= changed_at:
-        return replace(example, completion=label.completion)
+        return replace(example, completion=label.completion, stale=False)
     return replace(example, stale=example.created_at < changed_at)
-
-
-def _batches(items: Iterable[Exchange]) -> Iterator[list[Exchange]]:
-    source = iter(items)
-    while batch := list(itertools.islice(source, CHUNK)):
-        yield batch

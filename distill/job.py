@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -61,7 +62,7 @@ class Job:
         Raises:
             EncoderError: a package is missing.
         """
-        return load_encoders(self.cache)
+        return _encoders(self.cache)
 
     def config(self) -> dict[str, Any]:
         """What of the settings decides a run, as the ledger keeps it."""
@@ -77,6 +78,12 @@ class Job:
             "comparator": risk.comparator,
             "redact": rules_json(_rules(task)),
         }
+
+
+@functools.cache
+def _encoders(cache: Path) -> Encoders:
+    """Once in a process: every stage of a run asks for them."""
+    return load_encoders(cache)
 
 
 def load_job(path: Path, name: str | None, say: Callable[[str], None], to_run: bool = True) -> Job:
@@ -158,8 +165,3 @@ def code_version() -> str:
         for path in sorted(package.glob("*.py")):
             digest.update(path.read_bytes())
     return f"{version('understudy')}+{digest.hexdigest()[:12]}"
-
-
-def same_config(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The settings in which two runs differ."""
-    return sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from distill.examples import Example
 from distill.executor import Executor, LocalExecutor
@@ -74,7 +75,7 @@ def split(
     """
     placed: dict[str, Sample] = {}
     changed: list[Sample] = []
-    for members in _groups(examples, known, executor or LocalExecutor()).values():
+    for members in _groups(examples, known, executor or LocalExecutor()):
         name = _name(members, known)
         drawn = any(e.p is not None for e in members)
         sides = [Split(known[e.id].split) for e in members if e.id in known]
@@ -103,19 +104,8 @@ def duplicates(examples: Sequence[Example], executor: Executor | None = None) ->
     from datasketch import MinHash, MinHashLSH
 
     lsh = MinHashLSH(threshold=NEAR, num_perm=PERMUTATIONS)
-    parent = list(range(len(examples)))
+    union = _Union(len(examples))
     exact: dict[str, int] = {}
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    def join(i: int, j: int) -> None:
-        a, b = sorted((root(i), root(j)))
-        parent[b] = a
-
     keys = [example.key for example in examples]
     texts = list(dict.fromkeys(keys))
     marks = dict(
@@ -125,7 +115,7 @@ def duplicates(examples: Sequence[Example], executor: Executor | None = None) ->
     shingled: dict[int, frozenset[str]] = {}
     for i, key in enumerate(keys):
         if key in exact:
-            join(exact[key], i)
+            union.join(exact[key], i)
             continue
         exact[key] = i
         parts = shingles(key)
@@ -133,51 +123,64 @@ def duplicates(examples: Sequence[Example], executor: Executor | None = None) ->
         for j in lsh.query(mark):
             # The sketch errs by a tenth and more; what it proposes is looked at.
             if jaccard(parts, shingled[j]) >= NEAR:
-                join(j, i)
+                union.join(j, i)
         lsh.insert(i, mark)
         shingled[i] = parts
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(examples)):
-        groups[root(i)].append(i)
-    return list(groups.values())
+    return union.sets()
 
 
 def sketched(texts: list[str]) -> list[list[int]]:
     """MinHash values of each text: what costs the time."""
+    return [[int(value) for value in sketch(shingles(text)).hashvalues] for text in texts]
+
+
+def sketch(parts: frozenset[str]) -> Any:
+    """The MinHash of a text's parts."""
     from datasketch import MinHash
 
-    found = []
-    for text in texts:
-        mark = MinHash(num_perm=PERMUTATIONS)
-        mark.update_batch([part.encode() for part in shingles(text)])
-        found.append([int(value) for value in mark.hashvalues])
-    return found
+    mark = MinHash(num_perm=PERMUTATIONS)
+    mark.update_batch([part.encode() for part in parts])
+    return mark
 
 
 def _groups(
     examples: Sequence[Example], known: Mapping[str, Sample], executor: Executor
-) -> dict[int, list[Example]]:
+) -> list[list[Example]]:
     """Near-duplicates, and whatever was one group before, together."""
     found = duplicates(examples, executor)
-    parent = list(range(len(found)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            i = parent[i]
-        return i
-
+    union = _Union(len(found))
     of_name: dict[str, int] = {}
     for number, members in enumerate(found):
         for i in members:
             sample = known.get(examples[i].id)
             if sample is not None:
-                other = of_name.setdefault(sample.group, number)
-                a, b = sorted((root(other), root(number)))
-                parent[b] = a
-    groups: dict[int, list[Example]] = defaultdict(list)
-    for number, members in enumerate(found):
-        groups[root(number)] += [examples[i] for i in members]
-    return groups
+                union.join(of_name.setdefault(sample.group, number), number)
+    return [[examples[i] for number in part for i in found[number]] for part in union.sets()]
+
+
+class _Union:
+    """Disjoint sets of numbers."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def join(self, i: int, j: int) -> None:
+        """Make their sets one."""
+        a, b = sorted((self._root(i), self._root(j)))
+        self._parent[b] = a
+
+    def sets(self) -> list[list[int]]:
+        """All of them, by their smallest number, each in order."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for i in range(len(self._parent)):
+            found[self._root(i)].append(i)
+        return list(found.values())
+
+    def _root(self, i: int) -> int:
+        while self._parent[i] != i:
+            self._parent[i] = self._parent[self._parent[i]]
+            i = self._parent[i]
+        return i
 
 
 def _name(members: Sequence[Example], known: Mapping[str, Sample]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from distill.asking import AnswerCache, answered
 from distill.calibrating import Material, fit_judge, scores
 from distill.classifier import labels_of
-from distill.collecting import collect, teacher_changed_at
+from distill.collecting import collect, relabelled, teacher_changed_at
 from distill.curating import curate
 from distill.digest import file_sha256
 from distill.examples import Example, rows_json, write_examples
@@ -28,11 +28,12 @@ from distill.replicas import ReplicaError, load_everywhere
 from distill.splitting import MEASURES, Split, Splitting, split
 from distill.training import TrainingFailed, train, train_elsewhere, version_sha256
 from gateway.store.probes import all_runs
+from gateway.store.samples import Sample
 from gateway.store.students import Kind, Plan, Version
-from router.agreement import RowComparator, row_comparator
+from router.agreement import row_comparator
 from router.closed import closed_slice
 from router.judge import Judge
-from router.rows import Row
+from router.rows import Row, write_rows
 
 Facts = dict[str, Any]
 MOST_COMBINE = 1500
@@ -46,28 +47,23 @@ def collect_stage(night: Night) -> Facts:
     changed_at = teacher_changed_at(
         [r.answers for r in runs], [r.at for r in runs], task.risk.comparator
     )
+    labels, now = night.samples.labels(task.name), night.run.started_at
+    since = now - task.distill.window_days * 86_400
     with closing(job.place.reader()) as store:
-
-        def gathered() -> Any:
-            labels = night.samples.labels(task.name)
-            now = night.run.started_at
-            since = now - task.distill.window_days * 86_400
-            return collect(store, task.name, now, task.teacher, labels, changed_at, since)
-
-        found = gathered()
-        stale = [e for e in found.examples if e.stale]
-        asked = 0
-        if stale:
-            job.say(f"the teacher has changed: asking it again about {len(stale)} prompts")
-            asked, night.cost_usd = relabel(job, stale, night.samples, night.clock(), night.beat)
-            found = gathered()
+        found = collect(store, task.name, now, task.teacher, labels, changed_at, since)
+    examples, asked = found.examples, 0
+    stale = [e for e in examples if e.stale]
+    if stale:
+        job.say(f"the teacher has changed: asking it again about {len(stale)} prompts")
+        asked, night.cost_usd = relabel(job, stale, night.samples, night.clock(), night.beat)
+        examples = relabelled(examples, night.samples.labels(task.name), changed_at)
     deployment = night.deployment()
-    sha256 = write_examples(night.path("examples.jsonl.gz"), found.examples)
+    sha256 = write_examples(night.path("examples.jsonl.gz"), examples)
     return {
         "until": night.run.started_at,
-        "examples": len(found.examples),
-        "drawn": sum(e.p is not None for e in found.examples),
-        "stale": sum(e.stale for e in found.examples),
+        "examples": len(examples),
+        "drawn": sum(e.p is not None for e in examples),
+        "stale": sum(e.stale for e in examples),
         "relabelled": asked,
         "teacher_changed_at": changed_at,
         "teacher": dict(found.teacher),
@@ -110,8 +106,7 @@ def curate_stage(night: Night) -> Facts:
         )
     write_examples(night.path("train.jsonl.gz"), found.rows)
     write_examples(night.path("dev.jsonl.gz"), dev)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_json(found.rows))
-    night.path("student.jsonl").write_text(lines)
+    write_rows(night.path("student.jsonl"), rows_json(found.rows))
     rejected = {id_: why.value for id_, why in sorted(found.rejected.items())}
     names = ("train.jsonl.gz", "dev.jsonl.gz", "student.jsonl")
     return {
@@ -204,19 +199,20 @@ def evaluate_stage(night: Night) -> Facts:
     for name in names:
         night.job.say(f"asking {name} about {len(test)} test prompts")
         said[name] = asked(night, night.version(name), [e.row for e in test])
+    agrees = {name: [agree(row) for row in rows] for name, rows in said.items()}
     tau, before = _rule_of(incumbent, night)
     slices = closed_slice([e.completion for e in examples])
     found: dict[str, Any] = {"tau": tau, "rows": [], "candidates": {}}
     for name in night.outputs["load"]["ready"]:
-        rule = _trial_judge(night, night.version(name), examples, places, tau)
+        rule = _trial_judge(night, night.version(name), examples, places)
         found["candidates"][name] = {
-            "agrees": [agree(row) for row in said[name]],
+            "agrees": agrees[name],
             "scores": scores(rule, said[name]) if rule is not None else None,
         }
     old = said[incumbent.name] if incumbent is not None else []
     found["incumbent"] = {
         "name": incumbent.name if incumbent else None,
-        "agrees": [agree(row) for row in old],
+        "agrees": agrees[incumbent.name] if incumbent is not None else [],
         "scores": scores(before, old) if before is not None else None,
     }
     speeds = {n: _speed(night, night.version(n), said[n]) for n in night.outputs["load"]["ready"]}
@@ -231,7 +227,7 @@ def evaluate_stage(night: Night) -> Facts:
         found["rows"].append(row)
     return {
         "test_rows": len(test),
-        "agreement": {n: _share(agree, rows) for n, rows in said.items()},
+        "agreement": {n: _share(shares) for n, shares in agrees.items()},
         "tau": tau,
         "speed": speeds,
         "files": {"evaluation.json": night.write_json("evaluation.json", found)},
@@ -247,8 +243,6 @@ def _speed(night: Night, version: Version, rows: Sequence[Row]) -> dict[str, flo
 
 def placed(night: Night) -> Splitting:
     """What the split stage gave."""
-    from gateway.store.samples import Sample
-
     samples = {id_: Sample(id_, *values) for id_, values in night.read_json("split.json").items()}
     return Splitting(samples, [], {})
 
@@ -294,7 +288,7 @@ def _rule_of(incumbent: Version | None, night: Night) -> tuple[float, Judge | No
 
 
 def _trial_judge(
-    night: Night, version: Version, examples: Sequence[Example], places: Splitting, tau: float
+    night: Night, version: Version, examples: Sequence[Example], places: Splitting
 ) -> Judge | None:
     """The candidate's judge without a certificate: what the fixed threshold is applied to."""
     rows = combine_rows(night, examples, places)
@@ -311,5 +305,5 @@ def _text(row: Row) -> str:
     return row.student.text if row.student is not None else ""
 
 
-def _share(agree: RowComparator, rows: Sequence[Row]) -> float | None:
-    return round(sum(map(agree, rows)) / len(rows), 5) if rows else None
+def _share(agrees: Sequence[bool]) -> float | None:
+    return round(sum(agrees) / len(agrees), 5) if agrees else None

@@ -17,7 +17,7 @@ from typing import Any
 
 from distill.dev_agreement import Best, dev_callback
 from distill.digest import file_sha256, lines_sha256
-from router.comparator import comparator
+from router.comparator import plain_comparator
 from router.folders import new_folder
 from router.rows import Row
 
@@ -199,7 +199,7 @@ def _fit(
         peft_config=lora,
     )
     if dev:
-        agrees = comparator(settings.comparator, None)
+        agrees = plain_comparator(settings.comparator)
         measuring = AutoTokenizer.from_pretrained(base)  # padded on the other side
         trainer.add_callback(dev_callback(measuring, dev, agrees, best, settings.max_tokens))
     last = get_last_checkpoint(str(work)) if work.is_dir() else None

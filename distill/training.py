@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from distill.children import end_with_parent
 from distill.classifier import (
     MANIFEST,
     ClassifierError,
@@ -22,9 +22,8 @@ from distill.digest import file_sha256
 from distill.examples import Example, read_examples, rows_json
 from distill.job import Job, load_job
 from gateway.store.students import Kind, Version
-from router.comparator import parse
+from router.rows import write_rows
 
-_PR_SET_PDEATHSIG = 1
 TICK_S = 1.0
 
 
@@ -86,11 +85,6 @@ def version_sha256(folder: Path) -> str:
     return file_sha256(folder / MANIFEST)
 
 
-def _local(comparator: str) -> str:
-    """A comparator that needs no encoder: early stopping has none."""
-    return "text" if parse(comparator).kind == "embedding" else comparator
-
-
 def _train_lora(
     job: Job, version: Version, data: Path, dev: Sequence[Example], beat: Callable[[], None]
 ) -> None:
@@ -101,13 +95,12 @@ def _train_lora(
         "--name", version.name, "--data", str(data), "--base", str(wanted.base),
         "--out", str(version.folder), "--epochs", str(wanted.epochs), "--rank", str(wanted.rank),
         "--learning-rate", str(wanted.learning_rate), "--seed", str(wanted.seed),
-        "--max-tokens", str(wanted.max_tokens), "--comparator", _local(job.task.risk.comparator),
+        "--max-tokens", str(wanted.max_tokens), "--comparator", job.task.risk.comparator,
         "--work", str(data.with_name("checkpoints")),
     ]  # fmt: skip
     if dev:
         path = data.with_name("dev.jsonl")
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows_json(dev))
-        path.write_text("".join(lines), encoding="utf-8")
+        write_rows(path, rows_json(dev))
         command += ["--dev", str(path)]
     if wanted.search_minutes is not None:
         command += ["--minutes", str(wanted.search_minutes)]
@@ -115,7 +108,7 @@ def _train_lora(
     with log.open("wb") as handle:
         process = subprocess.Popen(  # noqa: S603  our own command
             command, stdin=subprocess.DEVNULL, stdout=handle, stderr=handle,
-            preexec_fn=_end_with_parent,  # noqa: PLW1509  set up before any thread of ours
+            preexec_fn=_killed_with_parent,  # noqa: PLW1509  set up before any thread of ours
         )  # fmt: skip
         try:
             while True:
@@ -133,9 +126,6 @@ def _train_lora(
         raise TrainingFailed(f"the trainer ended with {code}: {tail}")
 
 
-def _end_with_parent() -> None:
-    """In the child, on Linux: a trainer whose run was killed must not go on (prctl(2))."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    except (OSError, AttributeError):
-        return
+def _killed_with_parent() -> None:
+    """A trainer whose run was killed must not go on."""
+    end_with_parent(signal.SIGKILL)

@@ -7,23 +7,21 @@ rename; what was written of it when the export was cut is taken up again with ``
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
 from gateway.errors import StoreError
 from gateway.store.feedback import corrections
 from gateway.store.records import Exchange, Filter
-from gateway.store.repository import CHUNK, Repository
+from gateway.store.repository import CHUNK, Repository, batches
 from gateway.store.training import fine_tuning_row, messages_of, training_row
 
-T = TypeVar("T")
 SAVED_EVERY = 1000
 """Rows between two notes of how far the export is."""
 
@@ -113,7 +111,7 @@ def _lines(
 
 def _corrected(store: Repository, which: Filter) -> Iterator[tuple[Exchange, str | None]]:
     """Exchanges with their accepted corrections, looked up some at a time."""
-    for batch in _batches(store.read(which), CHUNK):
+    for batch in batches(store.read(which), CHUNK):
         found = corrections(store, [exchange.id for exchange in batch])
         for exchange in batch:
             yield exchange, found.get(exchange.id)
@@ -133,7 +131,7 @@ def export_parquet(store: Repository, which: Filter, out: Path, step: Callable[[
     part, rows = _beside(out, ".part"), 0
     schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _PARQUET.items()])
     with store.snapshot(), pq.ParquetWriter(part, schema, compression="zstd") as writer:
-        for batch in _batches(_corrected(store, which), SAVED_EVERY):
+        for batch in batches(_corrected(store, which), SAVED_EVERY):
             table = [_flat(exchange, correction) for exchange, correction in batch]
             writer.write_batch(pa.RecordBatch.from_pylist(table, schema=schema))
             rows += len(batch)
@@ -255,9 +253,3 @@ def _mark(note: Path, asked: str) -> Mark | None:
             raise StoreError(f"{note}: belongs to an export with other options; remove it")
         return mark
     return None
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    source = iter(items)
-    while batch := list(itertools.islice(source, size)):
-        yield batch

@@ -94,6 +94,15 @@ def parse(name: str) -> Spec:
     return Spec(kind, **options)
 
 
+def plain_comparator(name: Name) -> Comparator:
+    """The comparator where neither encoder nor teacher is at hand: its own, or plain text's where
+    it needs one of them."""
+    try:
+        return comparator(name, None)
+    except FitError:
+        return text
+
+
 def comparator(name: Name, embedder: Embedder | None = None) -> Comparator:
     """The function that a risk budget or certificate names.
 

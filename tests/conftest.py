@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from deploy.demo.classifiers import classifiers_ready, start_classifiers
+from deploy.demo.processes import Children
+from gateway.store.migrating import upgrade
+from gateway.store.place import Place
 from tests.fakes.postgres import Postgres, postgres
+from tests.fakes.process import free_port
+from tests.fakes.rig import CACHE
 
 # Machines are noisy: speed belongs in benchmarks, never in a timed test.
 settings.register_profile(
@@ -30,3 +37,21 @@ def database(postgres_server: Postgres) -> Postgres:
         postgres_server.start()
     postgres_server.fresh()
     return postgres_server
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of classifier students; its base URL."""
+    port = free_port()
+    with Children(tmp_path_factory.mktemp("student")) as children:
+        yield classifiers_ready(start_classifiers(children, port, CACHE), port)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty store of either kind."""
+    if request.param == "sqlite":
+        return Place(tmp_path / "x.db")
+    server: Postgres = request.getfixturevalue("database")
+    upgrade(server.url)
+    return Place(tmp_path / "x.db", server.url)

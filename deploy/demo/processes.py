@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,7 +14,8 @@ from typing import Self
 
 import httpx
 
-_PR_SET_PDEATHSIG = 1
+from distill.children import end_with_parent
+
 GRACE_S = 15.0
 
 
@@ -117,7 +117,4 @@ def wait_ready(child: Child, url: str, timeout_s: float) -> float:
 def _prepare(nice: int) -> None:
     """In the child: lower its priority; on Linux, end it with its parent (prctl(2))."""
     os.nice(nice)
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    except (OSError, AttributeError):
-        return
+    end_with_parent(signal.SIGTERM)

@@ -53,7 +53,7 @@ def fortnight(lora: bool, first: int = 1100, each: int = 330) -> list[Day]:
     ]
 
 
-def short(first: int = 900, each: int = 450) -> list[Day]:
+def short(first: int = 1000, each: int = 750) -> list[Day]:
     """Six days with the same mishaps, the classifier alone."""
     events: dict[int, Event] = {
         2: "new_intents", 3: "teacher_changes", 4: "poison", 5: "broken_training", 6: "killed",

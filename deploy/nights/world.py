@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 import yaml
 
+from deploy.demo.classifiers import classifiers_ready, start_classifiers
 from deploy.demo.processes import Child, Children, wait_ready
 from deploy.demo.task import TASK, Utterance
 from deploy.demo.vllm import VllmSettings, start_vllm, vllm_ready
 from deploy.nights.plan import chat
 from gateway.config_file import load_config, place_of
-from gateway.store.records import DrawState, Filter
 from router.rows import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,12 +195,7 @@ class World:
              "--knob", "latency_ms=5", "--knob", "token_ms=0"],
             {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        classifier = children.start(
-            "classifier",
-            [*python, "gateway.cli", "student", "serve", "--port", str(ports["classifier"]),
-             "--cache", str(ROOT / ".cache/encoders")],
-            {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        classifier = start_classifiers(children, ports["classifier"], ROOT / ".cache/encoders")
         vllm: tuple[Child, VllmSettings] | None = None
         if self.lora:
             settings = VllmSettings(VLLM_PYTHON, BASE, ports["vllm"])
@@ -209,7 +204,7 @@ class World:
         gateway = children.start(
             "gateway", [*python, "gateway.cli", "serve", "--config", str(self.config)], KEYS
         )
-        wait_ready(classifier, f"http://127.0.0.1:{ports['classifier']}/health", 60)
+        classifiers_ready(classifier, ports["classifier"])
         wait_ready(gateway, f"{self.url}/readyz", 60)
         if vllm is not None:
             vllm_ready(*vllm)
@@ -238,14 +233,6 @@ class World:
                     return
                 time.sleep(0.2)
         raise TimeoutError(f"draws are still waiting after {DRAWS_S:g} s")
-
-    def draws(self) -> int:
-        """How many draws have both answers, or the teacher's alone before the first student."""
-        done = {DrawState.DONE, DrawState.ALONE}
-        with closing(place_of(load_config(self.config), {}).reader()) as store:
-            return sum(
-                e.draw is not None and e.draw.state in done for e in store.read(Filter(drawn=True))
-            )
 
 
 def _auth() -> dict[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -24,8 +25,16 @@ from gateway.store.records import (
 from gateway.store.rows import ATTEMPT_COLUMNS, COLUMNS, dump, load
 
 _JSON = frozenset({"request", "answer", "prefix"})
+T = TypeVar("T")
 CHUNK = 200
 """Exchanges whose attempts and draws are read together."""
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Items, ``size`` at a time."""
+    source = iter(items)
+    while batch := list(itertools.islice(source, size)):
+        yield batch
 
 
 class Repository(ABC):

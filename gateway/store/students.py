@@ -204,8 +204,8 @@ class Registry(SharedTables):
         with self.transaction():
             was = self.deployment(version.task)
             live = was.live if was else None
-            if live == name:
-                return was  # type: ignore[return-value]  # live comes from it
+            if was is not None and live == name:
+                return was
             if live is None or share >= 1.0:
                 found = _next(was, version.task, now, by, note, live=name, previous=live)
                 kind = EventKind.PROMOTED

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-from deploy.demo.processes import Children, wait_ready
+from deploy.demo.classifiers import classifiers_ready, start_classifiers
+from deploy.demo.processes import Children
 from tests.fakes.process import free_port
 from tests.fakes.rig import CACHE
 from tests.fakes.traffic import captured, config_file, fill
@@ -27,14 +27,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir="var") as name:
         folder, port = Path(name).resolve(), free_port()
         with Children(folder / "logs") as children:
-            child = children.start(
-                "classifier",
-                [sys.executable, "-m", "gateway.cli", "student", "serve", "--port", str(port),
-                 "--cache", str(CACHE)],
-                {"OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-            wait_ready(child, f"http://127.0.0.1:{port}/health", 60)
-            url, rows = f"http://127.0.0.1:{port}/v1", captured(1000)
+            url = classifiers_ready(start_classifiers(children, port, CACHE), port)
+            rows = captured(1000)
             (folder / "reference").mkdir()
             place = fill(folder / "reference", rows)
             config = config_file(folder / "reference", url)

@@ -24,7 +24,8 @@ from typing import Any
 
 import yaml
 
-from deploy.demo.processes import Children, wait_ready
+from deploy.demo.classifiers import classifiers_ready, start_classifiers
+from deploy.demo.processes import Children
 from deploy.demo.task import INTENTS
 from deploy.demo.vllm import VllmSettings, start_vllm, vllm_ready
 from deploy.nights.plan import Crowd, chat
@@ -211,17 +212,11 @@ def main() -> None:
 
 def _servers(children: Children, lora: bool) -> dict[Kind, str]:
     port = free_port()
-    classifier = children.start(
-        "classifier",
-        [sys.executable, "-m", "gateway.cli", "student", "serve", "--port", str(port),
-         "--cache", str(CACHE)],
-        {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    classifier = start_classifiers(children, port, CACHE)
     settings = VllmSettings(STUDENT_PYTHON, BASE, free_port())
     if lora:
         vllm_ready(start_vllm(children, settings), settings)
-    wait_ready(classifier, f"http://127.0.0.1:{port}/health", 60)
-    return {Kind.CLASSIFIER: f"http://127.0.0.1:{port}/v1", Kind.LORA: settings.url}
+    return {Kind.CLASSIFIER: classifiers_ready(classifier, port), Kind.LORA: settings.url}
 
 
 def _run(path: Path) -> dict[str, Any]:

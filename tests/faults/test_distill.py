@@ -6,9 +6,7 @@ import contextlib
 import gzip
 import json
 import re
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from deploy.demo.processes import Children, wait_ready
 from distill import runner
 from distill.distill_commands import app
 from distill.job import load_job
@@ -26,27 +23,11 @@ from gateway.scrub import end_user_digest
 from gateway.store.ledger import RunState
 from gateway.store.students import VersionState
 from tests.fakes.process import free_port
-from tests.fakes.rig import CACHE, ROOT
 from tests.fakes.traffic import TASK, captured, config_file, fill
 from tests.faults.distill_kills import ended, facts, killed_until_it_ends
 from tests.faults.distill_kills import start as started
 
 CLI = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of classifier students; its base URL."""
-    port = free_port()
-    with Children(tmp_path_factory.mktemp("student")) as children:
-        child = children.start(
-            "classifier",
-            [sys.executable, "-m", "gateway.cli", "student", "serve", "--port", str(port),
-             "--cache", str(CACHE)],
-            {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        wait_ready(child, f"http://127.0.0.1:{port}/health", 60)
-        yield f"http://127.0.0.1:{port}/v1"
 
 
 @pytest.fixture(scope="module")

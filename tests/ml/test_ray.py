@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from deploy.demo.processes import Children, wait_ready
 from distill.executor import ExecutorError, LocalExecutor, RayExecutor, executor_of
 from distill.job import load_job
 from distill.runner import Result, start
@@ -23,7 +21,6 @@ from distill.splitting import sketched
 from gateway.store.ledger import RunState
 from gateway.store.place import Place
 from tests.fakes.process import free_port
-from tests.fakes.rig import CACHE, ROOT
 from tests.fakes.traffic import TASK, captured, config_file, fill
 
 # Ray's own code opens files and sockets that it leaves to the collector.
@@ -49,20 +46,6 @@ def cluster() -> Iterator[Any]:
         found.add_node(num_cpus=2)
         yield found
         found.shutdown()  # type: ignore[no-untyped-call]
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = free_port()
-    with Children(tmp_path_factory.mktemp("student")) as children:
-        child = children.start(
-            "classifier",
-            [sys.executable, "-m", "gateway.cli", "student", "serve", "--port", str(port),
-             "--cache", str(CACHE)],
-            {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        wait_ready(child, f"http://127.0.0.1:{port}/health", 60)
-        yield f"http://127.0.0.1:{port}/v1"
 
 
 def run(folder: Path, student: str, **distill: Any) -> Result:

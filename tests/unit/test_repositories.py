@@ -16,11 +16,9 @@ from gateway.store.audits import Claim, EventKind, GateRow
 from gateway.store.faults import WriteError
 from gateway.store.feedback import Feedback, FeedbackState, corrections
 from gateway.store.keeping import Export, Reading
-from gateway.store.migrating import upgrade
 from gateway.store.place import Place
 from gateway.store.records import Draw, DrawState, Exchange, Filter, Status
 from gateway.store.repository import Repository
-from tests.fakes.postgres import Postgres
 from tests.unit.test_store import EXCHANGE
 
 ODD = replace(
@@ -34,15 +32,6 @@ ODD = replace(
     draw_p=None,
     score=None,
 )
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "sqlite":
-        return Place(tmp_path / "x.db")
-    server: Postgres = request.getfixturevalue("database")
-    upgrade(server.url)
-    return Place(tmp_path / "x.db", server.url)
 
 
 @pytest.fixture

@@ -12,23 +12,12 @@ import pytest
 from gateway.errors import StoreError
 from gateway.store.audits import AuditStore, EventKind
 from gateway.store.ledger import Ledger, RunState, StageState, open_run
-from gateway.store.migrating import upgrade
 from gateway.store.place import Place
 from gateway.store.samples import Label, Sample
 from gateway.store.students import Kind, Plan, Registry, Version, VersionState
-from tests.fakes.postgres import Postgres
 from tests.unit.test_store import EXCHANGE
 
 TASK = "t"
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "sqlite":
-        return Place(tmp_path / "x.db")
-    server: Postgres = request.getfixturevalue("database")
-    upgrade(server.url)
-    return Place(tmp_path / "x.db", server.url)
 
 
 @pytest.fixture
