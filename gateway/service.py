@@ -124,7 +124,9 @@ class Service:
         self._stack = contextlib.AsyncExitStack()
         self._place = place_of(config, secrets)
         self._encoders = encoders
-        self._writer = SqliteStore.open(self._place.path, BUSY_S)
+        # Opening waits longer than a write may: after a crash somebody repairs the file first.
+        self._writer = SqliteStore.open(self._place.path)
+        self._writer.wait_at_most(BUSY_S)
 
     async def __aenter__(self) -> Self:
         stack = self._stack

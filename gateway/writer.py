@@ -125,6 +125,7 @@ class Writer:
         for job in jobs:
             if job.write is not None:
                 ended.append((job, Captured.YES if self._other(job.write) else Captured.NO))
+        self._settle()  # before anybody hears: whoever heard "no" must find a strict task closed
         self._tell(ended)
         if jobs:
             self._metrics.commit_seconds.observe(time.perf_counter() - started)

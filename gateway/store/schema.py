@@ -169,6 +169,8 @@ def migrate(db: sqlite3.Connection, path: Path) -> None:
     Raises:
         StoreError: a newer version wrote it.
     """
+    if db.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+        return  # without the write lock, which a busy neighbour may hold
     db.execute("BEGIN IMMEDIATE")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version > SCHEMA_VERSION:

@@ -74,6 +74,10 @@ class SqliteStore(Repository):
             raise StoreError(f"{path}: cannot be opened: {error}") from error
         return cls(db, path)
 
+    def wait_at_most(self, seconds: float) -> None:
+        """How long a statement waits for another process's lock from now on."""
+        self._db.execute(f"PRAGMA busy_timeout={round(seconds * 1000)}")
+
     @classmethod
     def read_only(cls, path: Path) -> Self:
         """Open for reading beside a running gateway.

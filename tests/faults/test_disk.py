@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gateway.errors import StoreError
 from gateway.replay import cases
 from gateway.store.records import Captured
+from gateway.store.sqlite import SqliteStore
 from gateway.store.training import fine_tuning_row, training_row
+from gateway.writer import BUSY_S
 from router.judge import Judge
 from tests.fakes.answers import refuses, teacher_says
 from tests.fakes.rig import ANSWER, FAR, IN_DOMAIN, Rig, rig
@@ -173,6 +177,22 @@ async def test_a_short_lock_is_only_waited_for(tmp_path: Path) -> None:
         other.execute("ROLLBACK")
         other.close()
         assert told_captured(await asked) == "yes"
+
+
+async def test_a_start_waits_while_another_process_repairs_the_file(tmp_path: Path) -> None:
+    """Longer than a write waits: after a crash, the first to open it has all of it locked."""
+    store = tmp_path / "understudy.db"
+    SqliteStore.open(store).close()
+    other = sqlite3.connect(store, isolation_level=None, check_same_thread=False)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreError, match="locked"):
+        SqliteStore.open(store, busy_s=0.1)
+    release = threading.Timer(2.5 * BUSY_S, other.close)
+    release.start()
+    async with rig(tmp_path) as r:
+        assert told_captured(await r.ask(FAR)) == "yes"
+    release.join()
 
 
 async def test_a_store_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
