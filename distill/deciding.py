@@ -60,6 +60,8 @@ class Decision:
     overall: Compared | None
     slices: dict[str, Compared] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
+    regression: Compared | None = None
+    """Past failures alone; None where there are none among the test rows."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -109,7 +111,9 @@ def decide(
     ]  # fmt: skip
     failed = [c for c in checks if not c.passed]
     reason = f"{failed[0].name}: {failed[0].says}" if failed else "no worse than the incumbent"
-    return Decision(not failed, reason, overall, slices, checks)
+    past = [(i.candidate, i.incumbent) for i in items if i.regression]
+    regression = compared(past, 0.0) if past else None
+    return Decision(not failed, reason, overall, slices, checks, regression)
 
 
 def first(items: Sequence[Item], min_rows: int) -> Decision:

@@ -41,6 +41,8 @@ class Told:
     requests: int
     served: float
     agreement: float | None
+    new_intents_right: float | None
+    """Share of the new intents' requests that the student answered as the teacher would."""
     reasons: dict[str, int]
     audit: dict[str, Any] | None
     gate: dict[str, Any]
@@ -50,6 +52,8 @@ class Told:
     kind: str | None
     certificate: dict[str, Any] | None
     agreement_on_test: dict[str, float]
+    regression: dict[str, Any] | None
+    """Past failures among the test rows: the promoted student's agreement and its predecessor's."""
     cost_usd: float
     run_seconds: float
     notes: list[str] = field(default_factory=list)
@@ -131,7 +135,7 @@ def _lived(world: World, crowd: Crowd, days: list[Day]) -> Iterator[Told]:
 
 
 def _settings(day: Day) -> dict[str, Any]:
-    settings: dict[str, Any] = {"students": list(day.students)}
+    settings: dict[str, Any] = {"students": list(day.students), "promise": day.promise}
     if day.event == "broken_training":
         # A learning rate of a thousand times too much; where no language model is trained, a cap
         # on the rows that leaves next to nothing.
@@ -179,13 +183,20 @@ def _told(
     evaluate = stages["evaluate"].outputs if "evaluate" in stages else None
     calibrate = stages["recalibrate"].outputs if "recalibrate" in stages else None
     by_student = [h for h in heard if h.served_by == "student"]
-    right = sum(h.answer == _truth(h, day, days) for h in by_student)
+    right = [h for h in by_student if h.answer == _truth(h, day, days)]
+    new = sum(h.utterance.label in NEW_INTENTS for h in heard)
+    new_right = sum(h.utterance.label in NEW_INTENTS for h in right)
+    regression = None
+    if "promote" in stages:
+        promoted = (stages["promote"].outputs or {})["student"]
+        regression = (stages["gate"].outputs or {})["decisions"][promoted]["regression"]
     return Told(
         day=day.number,
         event=day.event,
         requests=len(heard),
         served=round(len(by_student) / len(heard), 4),
-        agreement=round(right / len(by_student), 4) if by_student else None,
+        agreement=round(len(right) / len(by_student), 4) if by_student else None,
+        new_intents_right=round(new_right / new, 4) if new else None,
         reasons=dict(Counter(h.reason for h in heard)),
         audit=morning["audit"],
         gate=morning["gate"],
@@ -195,6 +206,7 @@ def _told(
         kind=live.kind.value if live is not None else None,
         certificate=(calibrate or {}).get("certificate"),
         agreement_on_test=(evaluate or {}).get("agreement", {}),
+        regression=regression,
         cost_usd=round(sum(s.cost_usd for s in stages.values()), 6),
         run_seconds=round(took, 1),
         notes=notes,
@@ -236,9 +248,13 @@ def broken_promises(told: list[Told]) -> list[str]:
     if not any(t.decision == "promoted" for t in told):
         broken.append("no student was ever promoted")
     new = nights.get("new_intents")
-    after = [t for t in told if new is not None and t.day > new.day]
-    if new is not None and after and max(t.served for t in after) <= new.served:
-        broken.append("coverage did not rise after the new intents were learned")
+    after = [t.new_intents_right or 0.0 for t in told if new is not None and t.day > new.day]
+    if new is not None and after and max(after) <= (new.new_intents_right or 0.0):
+        broken.append("the student answers no more of the new intents after they were learned")
+    for night in told:
+        past = night.regression
+        if past is not None and past["candidate"] < past["incumbent"]:
+            broken.append(f"day {night.day}: {night.student} is worse on past failures: {past}")
     return broken
 
 
@@ -247,10 +263,14 @@ def _print(told: Told) -> None:
     audit = told.audit["status"] if told.audit else "-"
     print(
         f"day {told.day:2}  {told.requests} requests  student {told.served:6.1%}  agreement "
-        f"{agreement:>6}  audit {audit:9}  {told.decision}: {told.reason}"
+        f"{agreement:>6}  {_new(told)}audit {audit:9}  {told.decision}: {told.reason}"
         + "".join(f"\n        {note}" for note in told.notes),
         file=sys.stderr, flush=True,
     )  # fmt: skip
+
+
+def _new(told: Told) -> str:
+    return "" if told.new_intents_right is None else f"new intents {told.new_intents_right:.1%}  "
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ def write_page(path: Path, nights: Sequence[Mapping[str, Any]], broken: Sequence
         "table{border-collapse:collapse}svg{max-width:100%}</style>"
         f"<h1>A simulated fortnight</h1><p>{escape(verdict)}</p>{_plot(nights)}"
         "<table><tr><th>day</th><th>what happens</th><th>student served</th><th>agreement</th>"
-        "<th>audit</th><th>night</th><th>why</th><th>serves next day</th><th>USD</th>"
+        "<th>new intents, served right</th><th>audit</th><th>night</th><th>why</th>"
+        "<th>certificate</th><th>past failures</th><th>serves next day</th><th>USD</th>"
         f"<th>seconds</th></tr>{rows}</table></html>\n",
         encoding="utf-8",
     )
@@ -33,13 +34,33 @@ def _row(night: Mapping[str, Any]) -> str:
     if audit:
         low, high = audit["risk_lower_bound"], audit["risk_upper_bound"]
         bounds = f"{audit['status']}, risk {low:.3f} to {high:.3f}"
-    agreement = "-" if night["agreement"] is None else f"{night['agreement']:.1%}"
     cells = (
-        night["day"], "; ".join(night["notes"]), f"{night['served']:.1%}", agreement, bounds,
-        night["decision"], night["reason"], f"{night['student']} ({night['kind']})",
+        night["day"], "; ".join(night["notes"]), f"{night['served']:.1%}",
+        _percent(night["agreement"]), _percent(night["new_intents_right"]), bounds,
+        night["decision"], night["reason"], _certificate(night["certificate"]),
+        _past(night["regression"]), f"{night['student']} ({night['kind']})",
         f"{night['cost_usd']:.4f}", night["run_seconds"],
     )  # fmt: skip
     return "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _certificate(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["status"] != "certified":
+        return "-" if found is None else f"none: {found['reason']}"
+    return (
+        f"{found['k']} disagreements among {found['n']} served of {found['rows']} draws, "
+        f"coverage {found['coverage']:.1%}, delta {found['delta']:.3g}"
+    )
+
+
+def _past(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found['rows']} rows: {found['incumbent']:.1%} before, {found['candidate']:.1%} now"
 
 
 def _plot(nights: Sequence[Mapping[str, Any]]) -> str:

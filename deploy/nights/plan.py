@@ -34,6 +34,8 @@ class Day:
     requests: int
     students: tuple[str, ...]
     event: Event | None = None
+    promise: Literal["all_versions", "every_version"] = "all_versions"
+    """How the operator's delta is spent (``distill.promise``)."""
 
 
 def fortnight(lora: bool, first: int = 1100, each: int = 330) -> list[Day]:
@@ -54,11 +56,15 @@ def fortnight(lora: bool, first: int = 1100, each: int = 330) -> list[Day]:
 
 
 def short(first: int = 1000, each: int = 750) -> list[Day]:
-    """Six days with the same mishaps, the classifier alone."""
+    """Six days with the same mishaps, the classifier alone. Delta is each certificate's own: six
+    days have too few draws for one that all of them share."""
     events: dict[int, Event] = {
         2: "new_intents", 3: "teacher_changes", 4: "poison", 5: "broken_training", 6: "killed",
     }  # fmt: skip
-    return [Day(n, first if n == 1 else each, ("classifier",), events.get(n)) for n in range(1, 7)]
+    return [
+        Day(n, first if n == 1 else each, ("classifier",), events.get(n), "every_version")
+        for n in range(1, 7)
+    ]
 
 
 class Crowd:
