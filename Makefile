@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-rollback bench-students nights nights-full clean
+.PHONY: help env student-env clients base demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-rollback bench-students bench-weights nights nights-full clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -152,6 +152,9 @@ bench-rollback: .venv/.ready  ## Promote and roll back under load
 
 bench-students: $(BASE)/understudy-base.json  ## Students from 2,000 pairs (TASK=intents, extraction or numbers)
 	mkdir -p var && $(BIN)/python -m tests.bench.students $(or $(TASK),intents)
+
+bench-weights: .venv/.ready  ## Importance weights in training, and none (3 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.training_weights
 
 bench-keys: .venv/.ready  ## Whether the time of a key's comparison tells anything
 	$(BIN)/python -m tests.bench.keytime

@@ -26,9 +26,6 @@ from router.comparator import plain_comparator
 from router.noise import SIGNIFICANT, Comparison, change_p_value
 from router.template import Message
 
-LARGEST_WEIGHT = 10.0
-"""One drawn exchange stands for at most so many in training: few must not decide much."""
-
 
 class LeftOut(StrEnum):
     """Why an exchange is not used."""
@@ -170,10 +167,8 @@ def _example(exchange: Exchange, correction: str | None, teacher: Teacher) -> Ex
         return LeftOut.NOT_PLAIN
     drawn = exchange.draw is not None and exchange.draw_p
     p = exchange.draw_p if drawn else None
-    served = exchange.served_by == "student"
-    weight = min(1.0 / p, LARGEST_WEIGHT) if p and served else 1.0
     made = Example(
-        exchange.id, exchange.created_at, messages, label, by, p, weight, exchange.served_by,
+        exchange.id, exchange.created_at, messages, label, by, p, exchange.served_by,
         exchange.reason,
     )  # fmt: skip
     return made if made.row.text.strip() and label.strip() else LeftOut.NO_TEXT

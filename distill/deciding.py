@@ -87,6 +87,19 @@ def compared(pairs: Sequence[tuple[bool, bool]], margin: float, level: float = L
     )  # fmt: skip
 
 
+def mcnemar(pairs: Sequence[tuple[bool, bool]]) -> tuple[int, int, float]:
+    """(candidate, incumbent) pairs: what was lost, what was gained, and the exact one-sided p-value
+    of 'the candidate is no worse'.
+
+    McNemar, Psychometrika 12 (1947), with the binomial in place of its approximation.
+    """
+    lost = sum(i and not c for c, i in pairs)
+    gained = sum(c and not i for c, i in pairs)
+    if not lost + gained:
+        return 0, 0, 1.0
+    return lost, gained, float(binomtest(lost, lost + gained, 0.5, alternative="greater").pvalue)
+
+
 def decide(
     items: Sequence[Item], margin: float, slice_margin: float, min_rows: int, utility_margin: float
 ) -> Decision:
@@ -167,12 +180,7 @@ def _regression(items: Sequence[Item]) -> Check:
     McNemar's exact test, one-sided, at 5 %.
     """
     rows = [i for i in items if i.regression]
-    lost = sum(i.incumbent and not i.candidate for i in rows)
-    gained = sum(i.candidate and not i.incumbent for i in rows)
-    p_value = (
-        float(binomtest(lost, lost + gained, 0.5, alternative="greater").pvalue)
-        if lost + gained else 1.0
-    )  # fmt: skip
+    lost, gained, p_value = mcnemar([(i.candidate, i.incumbent) for i in rows])
     says = f"{len(rows)} past failures: {lost} lost, {gained} gained (p = {p_value:.2g})"
     return Check("regression set", p_value > LEVEL, says)
 

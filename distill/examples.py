@@ -21,9 +21,8 @@ _NOT_WORD = re.compile(r"[^\w ]+")
 class Example:
     """One prompt with its label.
 
-    ``p`` is the probability that it was drawn with, None where it was not drawn; ``weight`` how
-    many requests of the traffic it stands for in training. ``stale``: labelled before the teacher
-    changed.
+    ``p`` is the probability that it was drawn with, None where it was not drawn. ``stale``:
+    labelled before the teacher changed.
     """
 
     id: str
@@ -32,14 +31,14 @@ class Example:
     completion: str
     by: str
     p: float | None
-    weight: float
     served_by: str
     reason: str
     stale: bool = False
 
     @property
     def row(self) -> Row:
-        """As training, the judge and comparators take it; drawn rows weigh 1 / p."""
+        """As training, the judge and comparators take it. A drawn row weighs 1 / p where it
+        measures; in training every row counts once (ADR 010)."""
         weight = 1.0 / self.p if self.p else 1.0
         return Row(self.messages, self.completion, weight=weight)
 

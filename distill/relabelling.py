@@ -15,19 +15,19 @@ AT_ONCE = 32
 
 
 def relabel(
-    job: Job, stale: Sequence[Example], samples: Samples, now: float, beat: Callable[[], None]
-) -> tuple[int, float]:
-    """Ask about prompts until the budget of the run is spent; each batch is kept as it comes, so
+    job: Job, stale: Sequence[Example], samples: Samples, now: float, usd: float,
+    beat: Callable[[], None],
+) -> tuple[int, float]:  # fmt: skip
+    """Ask about prompts until ``usd`` are spent; each batch is kept as it comes, so
     that a killed run pays for nothing twice. What the teacher does not answer stays stale.
 
     Returns:
         How many have a label of today, and USD.
     """
-    budget = job.task.distill.relabel_usd
     order = sorted(stale, key=lambda e: (e.p is None, -e.created_at, e.id))
     spent, count = 0.0, 0
     for start in range(0, len(order), AT_ONCE):
-        if spent >= budget:
+        if spent >= usd:
             job.say(f"the budget is spent: {len(order) - start} prompts stay stale")
             break
         part = order[start : start + AT_ONCE]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -61,6 +62,21 @@ def unload_everywhere(urls: Sequence[str], name: str) -> list[str]:
     return left
 
 
+def base_of(url: str) -> str | None:
+    """The name by which a replica answers without an adapter; None where it names none.
+
+    vLLM's list gives each adapter its base as ``parent``, and the base none.
+
+    Raises:
+        ReplicaError: it cannot be asked.
+    """
+    try:
+        with httpx.Client(base_url=url, timeout=LIST_S) as client:
+            return next((m["id"] for m in _models(client) if m.get("parent") is None), None)
+    except httpx.HTTPError as error:
+        raise ReplicaError(f"{url}: {error or type(error).__name__}") from error
+
+
 def _load(url: str, name: str, folder: Path) -> None:
     with httpx.Client(base_url=url, timeout=LOAD_S) as client:
         if name not in _listed(client):
@@ -79,9 +95,13 @@ def _load(url: str, name: str, folder: Path) -> None:
 
 
 def _listed(client: httpx.Client) -> set[str]:
+    return {model["id"] for model in _models(client)}
+
+
+def _models(client: httpx.Client) -> list[dict[str, Any]]:
     answer = client.get("/models", timeout=LIST_S)
     answer.raise_for_status()
     try:
-        return {model["id"] for model in answer.json()["data"]}
+        return [{**model, "id": str(model["id"])} for model in answer.json()["data"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ReplicaError("/models gave no list of models") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import plots
+from distill.deciding import mcnemar
 from distill.night import Night
 from gateway.store.ledger import Stage
 from gateway.store.students import Version
@@ -31,7 +32,12 @@ def write_report(night: Night, state: str, reason: str) -> Path:
     parts = [_head(night, state, reason), _funnel(night)]
     evaluation = _evaluation(night)
     if evaluation is not None:
-        parts += [_gate(night), _slices(evaluation), _risk(night, evaluation)]
+        parts += [
+            _gate(night),
+            _versions(night, evaluation),
+            _slices(evaluation),
+            _risk(night, evaluation),
+        ]
     parts += [_certificate(night), _training(night), _cost(night)]
     if evaluation is not None:
         parts.append(_worst(night, evaluation))
@@ -93,6 +99,31 @@ def _gate(night: Night) -> str:
         )
     why = night.outputs.get("gate", {}).get("why")
     return text + (f"<p>Chosen: {escape(str(why))}.</p>" if why else "")
+
+
+def _versions(night: Night, found: Mapping[str, Any]) -> str:
+    """Candidates, incumbent and base on the same prompts."""
+    before, tokens = found["incumbent"], found["tokens"]
+    speeds = night.outputs["evaluate"].get("speed") or {}
+    everybody = {name: said["agrees"] for name, said in found["candidates"].items()}
+    if before["name"] is not None:
+        everybody[f"{before['name']} (incumbent)"] = before["agrees"]
+    if found.get("base") is not None:
+        everybody["base, untrained"] = found["base"]
+    rows = []
+    for who, agrees in everybody.items():
+        name = who.split(" (")[0].split(",")[0]
+        p_value: object = ""
+        if before["name"] is not None and before["agrees"] is not agrees:
+            lost, gained, p = mcnemar(list(zip(agrees, before["agrees"], strict=True)))
+            p_value = f"{lost} lost, {gained} gained, p = {p:.2g}"
+        alone = (speeds.get(name) or {}).get("alone_ms")
+        share = f"{sum(agrees)} of {len(agrees)} ({_percent(_mean(agrees, range(len(agrees))))})"
+        rows.append((who, share, p_value, tokens.get(name), alone))
+    return "<h2>On the same test prompts</h2>" + _table(
+        ("who", "agrees with the teacher", "against the incumbent (exact McNemar)",
+         "tokens an answer", "ms, alone"), rows
+    )  # fmt: skip
 
 
 def _slices(found: Mapping[str, Any]) -> str:

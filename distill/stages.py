@@ -6,6 +6,7 @@ before. It returns small facts for the ledger and leaves the rest in files.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+from distill.answers import StudentEndpoint
 from distill.asking import AnswerCache, answered
 from distill.calibrating import Material, fit_judge, scores
 from distill.classifier import labels_of
@@ -24,7 +26,7 @@ from distill.executor import ExecutorError, LocalExecutor
 from distill.measuring import Speed, measured
 from distill.night import Ended, Night
 from distill.relabelling import relabel
-from distill.replicas import ReplicaError, load_everywhere
+from distill.replicas import ReplicaError, base_of, load_everywhere
 from distill.splitting import MEASURES, Split, Splitting, split
 from distill.training import TrainingFailed, train, train_elsewhere, version_sha256
 from gateway.store.probes import all_runs
@@ -32,10 +34,13 @@ from gateway.store.samples import Sample
 from gateway.store.students import Kind, Plan, Version
 from router.agreement import row_comparator
 from router.closed import closed_slice
+from router.errors import FitError
 from router.judge import Judge
 from router.rows import Row, write_rows
 
 Facts = dict[str, Any]
+BASE = "base"
+"""Who has no version: the model that adapters are trained on."""
 MOST_COMBINE = 1500
 """Combine rows that a judge is fitted on, the newest: each costs an answer of the candidate."""
 
@@ -55,7 +60,9 @@ def collect_stage(night: Night) -> Facts:
     stale = [e for e in examples if e.stale]
     if stale:
         job.say(f"the teacher has changed: asking it again about {len(stale)} prompts")
-        asked, night.cost_usd = relabel(job, stale, night.samples, night.clock(), night.beat)
+        at, wanted = night.clock(), task.distill
+        usd = min(wanted.relabel_usd, wanted.usd_per_day - night.ledger.spent_today(task.name, at))
+        asked, night.cost_usd = relabel(job, stale, night.samples, at, usd, night.beat)
         examples = relabelled(examples, night.samples.labels(task.name), changed_at)
     deployment = night.deployment()
     sha256 = write_examples(night.path("examples.jsonl.gz"), examples)
@@ -199,6 +206,9 @@ def evaluate_stage(night: Night) -> Facts:
     for name in names:
         night.job.say(f"asking {name} about {len(test)} test prompts")
         said[name] = asked(night, night.version(name), [e.row for e in test])
+    base = _base_said(night, [e.row for e in test])
+    if base is not None:
+        said[BASE] = base
     agrees = {name: [agree(row) for row in rows] for name, rows in said.items()}
     tau, before = _rule_of(incumbent, night)
     slices = closed_slice([e.completion for e in examples])
@@ -209,6 +219,8 @@ def evaluate_stage(night: Night) -> Facts:
             "agrees": agrees[name],
             "scores": scores(rule, said[name]) if rule is not None else None,
         }
+    found["base"] = agrees.get(BASE)
+    found["tokens"] = {name: _tokens(rows) for name, rows in said.items()}
     old = said[incumbent.name] if incumbent is not None else []
     found["incumbent"] = {
         "name": incumbent.name if incumbent else None,
@@ -222,7 +234,7 @@ def evaluate_stage(night: Night) -> Facts:
             "slice": slices(example.completion),
             "regression": places.samples[example.id].failed is not None,
             "teacher": example.completion,
-            "answers": {n: _text(rows[number]) for n, rows in said.items()},
+            "answers": {n: _text(rows[number]) for n, rows in said.items() if n != BASE},
         }
         found["rows"].append(row)
     return {
@@ -232,6 +244,35 @@ def evaluate_stage(night: Night) -> Facts:
         "speed": speeds,
         "files": {"evaluation.json": night.write_json("evaluation.json", found)},
     }
+
+
+def _base_said(night: Night, rows: Sequence[Row]) -> list[Row] | None:
+    """The answers of the base model, where a candidate is an adapter on one: what the training was
+    worth. A run does not end for want of them."""
+    ready = night.outputs["load"]["ready"]
+    lora = next((name for name in ready if night.version(name).kind is Kind.LORA), None)
+    if lora is None:
+        return None
+    try:
+        name = base_of(ready[lora][0])
+        if name is None:
+            return None
+        pinned = json.loads((night.version(lora).folder / "manifest.json").read_bytes())["base"]
+        digest = hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()
+        cache = AnswerCache(night.job.folder / "answers" / f"base-{digest[:32]}.jsonl")
+        endpoint = StudentEndpoint(ready[lora][0], name, night.job.task.distill.max_tokens)
+        night.job.say(f"asking the base model {name} about {len(rows)} test prompts")
+        bare = [replace(row, student=None) for row in rows]
+        return answered(bare, [endpoint], cache, night.beat, night.executor)
+    except (ReplicaError, FitError, OSError, KeyError) as error:
+        night.job.say(f"the base model was not measured: {error}")
+        return None
+
+
+def _tokens(rows: Sequence[Row]) -> float | None:
+    """Mean length of the answers, in tokens."""
+    lengths = [len(row.student.tokens) for row in rows if row.student is not None]
+    return round(sum(lengths) / len(lengths), 2) if lengths else None
 
 
 def _speed(night: Night, version: Version, rows: Sequence[Row]) -> dict[str, float] | None:

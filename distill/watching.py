@@ -13,11 +13,9 @@ from distill.runner import Busy, Result, start
 from gateway.distill_settings import Distill
 from gateway.errors import ConfigError
 from gateway.store.audits import EventKind
-from gateway.store.ledger import Run, RunState
+from gateway.store.ledger import DAY_S, Run, RunState
 from gateway.store.probes import all_runs
 from gateway.store.records import Filter, Status
-
-DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ def look(job: Job, checked: float, now: float) -> Seen:
     with closing(place.ledger()) as ledger:
         runs = ledger.runs(task, 10)
         leased = ledger.leased(task, now) is not None
-        spent = ledger.spent_usd(task, now - now % DAY_S)
+        spent = ledger.spent_today(task, now)
     since = runs[0].started_at if runs else 0.0
     with closing(place.audits()) as audits:
         events = {e.kind for e in audits.events(task) if e.at > since}

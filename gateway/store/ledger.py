@@ -14,6 +14,8 @@ from gateway.store.audits import EventKind
 from gateway.store.rows import load
 from gateway.store.shared import SharedTables
 
+DAY_S = 86_400.0
+
 
 class RunState(StrEnum):
     """How a run stands."""
@@ -255,13 +257,13 @@ class Ledger(SharedTables):
         sql = f"SELECT {_STAGE} FROM stages WHERE run = ? ORDER BY started_at, name"
         return [_stage(row) for row in self._db.execute(sql, (run_id,))]
 
-    def spent_usd(self, task: str, since: float) -> float:
-        """What runs of a task have cost since that time (Unix seconds)."""
+    def spent_today(self, task: str, now: float) -> float:
+        """What runs of a task have cost on the day (UTC) of that time (Unix seconds), in USD."""
         sql = (
             "SELECT coalesce(sum(s.cost_usd), 0) FROM stages s JOIN runs r ON r.id = s.run "
             "WHERE r.task = ? AND s.started_at >= ?"
         )
-        return float(self._db.execute(sql, (task, since)).fetchone()[0])
+        return float(self._db.execute(sql, (task, now - now % DAY_S)).fetchone()[0])
 
 
 def open_run(ledger: Ledger, task: str) -> Run | None:

@@ -16,6 +16,7 @@ class FakeReplica:
     loaded: dict[str, str] = field(default_factory=dict)
     answers: dict[str, Handler] = field(default_factory=dict)
     refuses: set[str] = field(default_factory=set)
+    base: str | None = None
     upstream: FakeUpstream = field(init=False)
 
     def __post_init__(self) -> None:
@@ -24,9 +25,14 @@ class FakeReplica:
     async def handle(self, received: Received, wire: Wire) -> None:
         """vLLM's paths."""
         if received.path == "/v1/models":
-            await wire.json(200, {"object": "list", "data": [{"id": n} for n in self.loaded]})
+            base = [{"id": self.base, "parent": None}] if self.base else []
+            adapters = [{"id": name, "parent": self.base or "base"} for name in self.loaded]
+            await wire.json(200, {"object": "list", "data": [*adapters, *base]})
         elif received.path == "/v1/load_lora_adapter":
             await self._load(received, wire)
+        elif received.path == "/v1/unload_lora_adapter":
+            self.loaded.pop(received.body["lora_name"])
+            await wire.json(200, "Success")
         elif received.body["model"] not in self.loaded:
             await wire.json(404, {"object": "error", "message": "no such model", "code": 404})
         elif not received.body.get("stream"):

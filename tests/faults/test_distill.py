@@ -45,8 +45,15 @@ def test_a_first_run_promotes_and_tells_why(undisturbed: tuple[Path, dict[str, A
     folder, told = undisturbed
     assert told["state"] == "promoted", told
     page = Path(told["report"]).read_text()
-    for part in ("Certificate", "Agreement by slice", "Risk and coverage", "Worst disagreements",
-                 "Cost and latency", "<svg"):  # fmt: skip
+    for part in (
+        "Certificate",
+        "On the same test prompts",
+        "Agreement by slice",
+        "Risk and coverage",
+        "Worst disagreements",
+        "Cost and latency",
+        "<svg",
+    ):
         assert part in page
     assert "<script" not in page
     assert not re.search(r'(src|href)="https?:', page), "it is read without a network"

@@ -11,7 +11,6 @@ import pytest
 
 from distill.calibrating import at_best_rate, rows_wanted
 from distill.collecting import (
-    LARGEST_WEIGHT,
     Bill,
     Collected,
     LeftOut,
@@ -77,7 +76,7 @@ def test_what_is_left_out_has_its_reason(
     assert (found.examples, found.left_out) == ([], {why.value: 1})
 
 
-def test_sides_and_weights(tmp_path: Path) -> None:
+def test_sides_and_probabilities(tmp_path: Path) -> None:
     """A fallback stands for itself; what the student served is known by its draws alone."""
     done = Draw(0.02, "teacher", DrawState.DONE, 1, answer("apr"), True)
     rows = [
@@ -88,9 +87,7 @@ def test_sides_and_weights(tmp_path: Path) -> None:
         replace(BASE, id="4" * 32, draw_p=0.5),
     ]  # fmt: skip
     found = {e.id[0]: e for e in collected(tmp_path, *rows).examples}
-    assert {k: (e.p, e.weight) for k, e in found.items()} == {
-        "1": (None, 1.0), "2": (0.02, LARGEST_WEIGHT), "3": (0.5, 1.0), "4": (None, 1.0),
-    }  # fmt: skip
+    assert {k: e.p for k, e in found.items()} == {"1": None, "2": 0.02, "3": 0.5, "4": None}
     assert found["2"].completion == "apr"
     assert found["3"].row.weight == 2.0
 

@@ -22,7 +22,7 @@ WORDS = ("card", "lost", "balance", "account", "please", "block", "transfer", "r
 
 def example(number: int, text: str, p: float | None = None) -> Example:
     return Example(
-        f"{number:08x}", float(number), (Message("user", text),), "x", "teacher", p, 1.0,
+        f"{number:08x}", float(number), (Message("user", text),), "x", "teacher", p,
         "teacher", "ood",
     )  # fmt: skip
 

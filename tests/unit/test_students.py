@@ -151,8 +151,8 @@ def test_stages_of_a_run(ledger: Ledger, place: Place) -> None:
     first, second = ledger.stages(run.id)
     assert (first.state, first.outputs, first.cost_usd) == (StageState.DONE, {"rows": 3}, 0.5)
     assert (second.state, second.tries, second.error) == (StageState.RUNNING, 2, None)
-    assert ledger.spent_usd(TASK, 0.0) == 0.5
-    assert ledger.spent_usd(TASK, 2.5) == 0.0
+    assert ledger.spent_today(TASK, 80_000.0) == 0.5
+    assert ledger.spent_today(TASK, 86_400.0) == 0.0
     ledger.end(run, RunState.FAILED, "train: no room", 7.0)
     assert open_run(ledger, TASK) is None
     ledger.reopen(run)

@@ -7,11 +7,11 @@ from datetime import datetime
 
 import pytest
 
-from distill.watching import DAY_S, Due, Seen, check_schedule, due
+from distill.watching import Due, Seen, check_schedule, due
 from gateway.distill_settings import Distill
 from gateway.errors import ConfigError
 from gateway.store.audits import EventKind
-from gateway.store.ledger import Run, RunState
+from gateway.store.ledger import DAY_S, Run, RunState
 
 NOON = datetime(2026, 11, 25, 12, 0).timestamp()
 

@@ -17,10 +17,13 @@ from typer.testing import CliRunner
 
 from distill.collecting import collect
 from distill.distill_commands import app as distill
+from distill.examples import Example
 from distill.job import load_job
+from distill.relabelling import relabel
 from distill.task_commands import app as task
 from gateway.config_file import load_config, place_of
 from gateway.store.records import DrawState, Exchange, Filter
+from router.template import Message
 from tests.fakes.upstream import FakeUpstream, Received, Wire
 
 CLI = CliRunner()
@@ -270,3 +273,35 @@ async def test_a_file_that_is_there_gets_the_task_added(
     config = load_config(tmp_path / "u.yaml")
     assert [t.name for t in config.tasks] == ["older", "accounts"]
     assert config.limits.body_bytes == 2048
+
+
+async def test_a_changed_teacher_is_asked_again_as_far_as_the_money_reaches(
+    teacher: tuple[FakeTeacher, str], tmp_path: Path
+) -> None:
+    """Draws first, then the newest; what was asked is kept, and a batch may overshoot."""
+    fake, url = teacher
+    await made(tmp_path, url, 0)
+    said: list[str] = []
+    job = load_job(tmp_path / "u.yaml", "accounts", said.append)
+    stale = [
+        Example(f"{n:03}", float(n), (Message("user", f"question {n}"),), "old", "teacher",
+                0.5 if n < 10 else None, "teacher", "ood", True)
+        for n in range(100)
+    ]  # fmt: skip
+    fake.asked.clear()
+    fake.fails.add("question 3")
+
+    def ask(usd: float) -> tuple[int, float]:
+        with contextlib.closing(job.place.samples()) as samples:
+            return relabel(job, stale, samples, 5.0, usd, lambda: None)
+
+    assert await asyncio.to_thread(ask, -0.1) == (0, 0.0)
+    assert fake.asked == []
+    count, usd = await asyncio.to_thread(ask, 0.05)
+    assert (count, round(usd, 6)) == (63, round(63 * 0.0012, 6))
+    assert {f"question {n}" for n in [*range(10), *range(46, 100)]} == set(fake.asked)
+    with contextlib.closing(job.place.samples()) as samples:
+        kept = samples.labels("accounts")
+    assert len(kept) == 63
+    assert kept["099"].completion == "length 11"
+    assert said[-1] == "the budget is spent: 36 prompts stay stale"
