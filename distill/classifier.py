@@ -24,6 +24,7 @@ from router.confidence import FLOOR, TOP_LOGPROBS
 from router.encoder import Encoders
 from router.folders import new_folder
 from router.rows import Row, StudentAnswer, TokenLogprob
+from router.threads import one_thread
 
 FORMAT = "understudy-classifier/1"
 MANIFEST = "manifest.json"
@@ -115,12 +116,13 @@ def train_classifier(
     seen = embedded(encoders, [row.text for row in dev]) if dev else None
     tried: list[dict[str, float]] = []
     best: tuple[float, float, Floats, Floats] | None = None
-    for penalty in settings.penalties if dev else (10.0,):
-        weights, bias = _fitted(vectors, answers, penalty, settings.seed)
-        agreement = _agreement(seen, dev, labels, weights, bias) if seen is not None else 0.0
-        tried.append({"c": penalty, "dev_agreement": round(agreement, 5)})
-        if best is None or agreement > best[0]:
-            best = agreement, penalty, weights, bias
+    with one_thread():
+        for penalty in settings.penalties if dev else (10.0,):
+            weights, bias = _fitted(vectors, answers, penalty, settings.seed)
+            agreement = _agreement(seen, dev, labels, weights, bias) if seen is not None else 0.0
+            tried.append({"c": penalty, "dev_agreement": round(agreement, 5)})
+            if best is None or agreement > best[0]:
+                best = agreement, penalty, weights, bias
     assert best is not None
     with new_folder(out) as staging:
         return _written(

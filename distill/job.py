@@ -17,7 +17,6 @@ from gateway.settings import Config
 from gateway.store.place import Place
 from gateway.store.students import Kind, Version
 from gateway.task_settings import Task
-from router.comparator import parse as parse_comparator
 from router.encoder import Encoders, load_encoders
 from router.redact import rules_json
 
@@ -146,8 +145,6 @@ def problems_of(task: Task) -> list[str]:
         key = "classifier_urls" if kind == "classifier" else "base_urls"
         if not urls:
             problems.append(f"student.{key}: distill.students names {kind}, which needs a replica")
-    if parse_comparator(task.risk.comparator).kind == "judge":
-        problems.append("risk.comparator: judge: the loop cannot ask the teacher for its word yet")
     return problems
 
 

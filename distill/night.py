@@ -50,7 +50,7 @@ class Night:
     beat: Callable[[], None]
     executor: Executor = field(default_factory=LocalExecutor)
     outputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    cost_usd: float = 0.0
+    stage: str = ""
     clock: Callable[[], float] = time.time
 
     @property
@@ -77,6 +77,15 @@ class Night:
     def read_json(self, name: str) -> Any:
         """What ``write_json`` wrote."""
         return json.loads(self.path(name).read_bytes())
+
+    def spend(self, usd: float) -> None:
+        """The stage under way has spent money on the teacher."""
+        self.ledger.spend(self.run, self.stage, usd)
+
+    def money_left(self) -> float:
+        """What runs of the task may still spend today, in USD."""
+        spent = self.ledger.spent_today(self.job.task.name, self.clock())
+        return self.job.task.distill.usd_per_day - spent
 
     def deployment(self) -> Deployment | None:
         """Who serves now."""

@@ -180,11 +180,11 @@ def _stages(night: Night) -> Result:
 def _run_stage(night: Night, name: str, stage: Stage) -> None:
     before = {n: {k: v for k, v in o.items() if "sha256" in k or k == "files"}
               for n, o in night.outputs.items()}  # fmt: skip
-    night.cost_usd = 0.0
+    night.stage = name
     night.ledger.begin_stage(night.run, name, before, time.time())
     night.job.say(f"{night.run.id}: {name}")
     found = stage(night)
-    night.ledger.end_stage(night.run, name, found, night.cost_usd, time.time())
+    night.ledger.end_stage(night.run, name, found, time.time())
     night.outputs[name] = found
 
 
@@ -197,7 +197,7 @@ def _why(night: Night) -> str:
 
 
 def _ended(night: Night, state: RunState, reason: str, last: str | None = None) -> Result:
-    stage = (last, night.outputs[last], night.cost_usd) if last is not None else None
+    stage = (last, night.outputs[last]) if last is not None else None
     night.ledger.end(night.run, state, reason, time.time(), stage)
     night.job.say(f"{night.run.id}: {state.value}: {reason}")
     return Result(night.run, state, reason)

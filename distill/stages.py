@@ -23,6 +23,7 @@ from distill.curating import curate
 from distill.digest import file_sha256
 from distill.examples import Example, rows_json, write_examples
 from distill.executor import ExecutorError, LocalExecutor
+from distill.judging import judged
 from distill.measuring import Speed, measured
 from distill.night import Ended, Night
 from distill.relabelling import relabel
@@ -60,9 +61,7 @@ def collect_stage(night: Night) -> Facts:
     stale = [e for e in examples if e.stale]
     if stale:
         job.say(f"the teacher has changed: asking it again about {len(stale)} prompts")
-        at, wanted = night.clock(), task.distill
-        usd = min(wanted.relabel_usd, wanted.usd_per_day - night.ledger.spent_today(task.name, at))
-        asked, night.cost_usd = relabel(job, stale, night.samples, at, usd, night.beat)
+        asked = relabel(night, stale)
         examples = relabelled(examples, night.samples.labels(task.name), changed_at)
     deployment = night.deployment()
     sha256 = write_examples(night.path("examples.jsonl.gz"), examples)
@@ -263,7 +262,7 @@ def _base_said(night: Night, rows: Sequence[Row]) -> list[Row] | None:
         endpoint = StudentEndpoint(ready[lora][0], name, night.job.task.distill.max_tokens)
         night.job.say(f"asking the base model {name} about {len(rows)} test prompts")
         bare = [replace(row, student=None) for row in rows]
-        return answered(bare, [endpoint], cache, night.beat, night.executor)
+        return judged(night, answered(bare, [endpoint], cache, night.beat, night.executor))
     except (ReplicaError, FitError, OSError, KeyError) as error:
         night.job.say(f"the base model was not measured: {error}")
         return None
@@ -292,16 +291,17 @@ def asked(night: Night, version: Version, rows: Sequence[Row]) -> list[Row]:
     """The rows with a version's answers; each prompt is asked about once per weights.
 
     Raises:
+        MoneySpent: the judge comparator's questions cost more than is left of today's money.
         ReplicaError: no replica has the version.
         FitError: replicas fail while they are asked.
     """
     cache = AnswerCache(night.job.folder / "answers" / f"{version.sha256}.jsonl")
     bare = [replace(row, student=None) for row in rows]
     if all(cache.get(row) is not None for row in bare):
-        return [replace(row, student=cache.get(row)) for row in bare]
+        return judged(night, [replace(row, student=cache.get(row)) for row in bare])
     loaded = load_everywhere(night.job.urls(version.kind), version.name, version.folder)
     endpoints = night.job.endpoints(version, loaded.ready)
-    return answered(bare, endpoints, cache, night.beat, night.executor)
+    return judged(night, answered(bare, endpoints, cache, night.beat, night.executor))
 
 
 def combine_rows(night: Night, examples: Sequence[Example], places: Splitting) -> list[Example]:

@@ -80,10 +80,12 @@ def serve(
 
     from distill.classifier_server import create_classifier_app
     from router.encoder import load_encoders
+    from router.threads import stay_on_one_thread
 
     try:
         encoders = load_encoders(cache)
     except RouterError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
+    stay_on_one_thread()
     uvicorn.run(create_classifier_app(encoders), host=host, port=port, log_level="warning")

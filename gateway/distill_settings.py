@@ -104,7 +104,11 @@ class Distill(Section):
     relabel_usd: NonNegative = Field(
         5.0, description="Most that a run may spend on asking a changed teacher again."
     )
-    usd_per_day: NonNegative = Field(20.0, description="Most that runs may spend in a day (UTC).")
+    usd_per_day: NonNegative = Field(
+        20.0,
+        description="Most that runs may spend on the teacher in a day (UTC); the batch of 32 calls "
+        "that passes it is finished.",
+    )
     canary_share: Share = Field(
         0.1, description="Share of traffic, by conversation, that a new version answers first."
     )

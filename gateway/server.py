@@ -17,6 +17,7 @@ from gateway.protocol import GatewayProtocol
 from gateway.service import Service
 from gateway.settings import Limits
 from gateway.supervisor import WorkerPlace
+from router.threads import stay_on_one_thread
 
 
 class _Server(uvicorn.Server):
@@ -78,6 +79,7 @@ def _protocol(limits: Limits) -> type[GatewayProtocol]:
 def serve(service: Service, place: WorkerPlace | None = None) -> int:
     """Serve until a signal, as one of several workers where a supervisor gave this one a
     ``place``; returns the process's exit code."""
+    stay_on_one_thread()
     listen = service.config.listen
     config = uvicorn.Config(
         create_app(service),

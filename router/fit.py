@@ -39,6 +39,7 @@ from router.redact import Redactor
 from router.rows import Row, usable
 from router.template import compiled_slots, fingerprint
 from router.text import Vectors
+from router.threads import one_thread
 from router.tier import FEATURE_SIGNS, Look, Tier
 
 Floats = npt.NDArray[np.float64]
@@ -77,7 +78,8 @@ def fit_artefact(
     """
     data = redacted(data, Redactor(settings.redact))
     check(data)
-    facts, tensors = _Fitter(data, settings, encoders, progress).run()
+    with one_thread():
+        facts, tensors = _Fitter(data, settings, encoders, progress).run()
     prompts = [{"text": row.text, "completion": row.completion} for row in data.train]
     return save_artefact(out, facts, tensors, prompts)
 

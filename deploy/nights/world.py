@@ -23,6 +23,7 @@ from deploy.demo.processes import Child, Children, wait_ready
 from deploy.demo.task import TASK, Utterance
 from deploy.demo.vllm import VllmSettings, start_vllm, vllm_ready
 from deploy.nights.plan import chat
+from distill.children import end_with_parent
 from gateway.config_file import load_config, place_of
 from router.rows import write_rows
 
@@ -155,7 +156,7 @@ class World:
         return subprocess.Popen(  # noqa: S603  our own command
             [sys.executable, "-m", "gateway.cli", *arguments, "--config", str(self.config)],
             env={**os.environ, **KEYS}, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=_with_parent,  # noqa: PLW1509  one thread
         )  # fmt: skip
 
     def stage(self) -> str | None:
@@ -233,6 +234,11 @@ class World:
                     return
                 time.sleep(0.2)
         raise TimeoutError(f"draws are still waiting after {DRAWS_S:g} s")
+
+
+def _with_parent() -> None:
+    """A simulation that is interrupted leaves no run behind."""
+    end_with_parent(signal.SIGTERM)
 
 
 def _auth() -> dict[str, str]:

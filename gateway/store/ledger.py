@@ -154,10 +154,10 @@ class Ledger(SharedTables):
         state: RunState,
         reason: str,
         now: float,
-        last: tuple[str, Mapping[str, Any], float] | None = None,
+        last: tuple[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """Write how a run ended, once, and with it the stage that ended it (name, outputs, USD):
-        a kill between the two would leave a stage that is done and says nothing.
+        """Write how a run ended, once, and with it the stage that ended it (name, outputs): a kill
+        between the two would leave a stage that is done and says nothing.
 
         Raises:
             StoreError: neither is written.
@@ -219,24 +219,32 @@ class Ledger(SharedTables):
         with self.transaction():
             self._db.execute(_BEGIN, (run.id, name, orjson.dumps(dict(inputs)), now))
 
-    def end_stage(
-        self, run: Run, name: str, outputs: Mapping[str, Any], cost_usd: float, now: float
-    ) -> None:
+    def spend(self, run: Run, name: str, usd: float) -> None:
+        """Money that a stage has spent, as it spends it: it counts whatever becomes of the stage.
+
+        Raises:
+            StoreError: it is not written.
+        """
+        with self.transaction():
+            self._db.execute(
+                "UPDATE stages SET cost_usd = cost_usd + ? WHERE run = ? AND name = ?",
+                (usd, run.id, name),
+            )
+
+    def end_stage(self, run: Run, name: str, outputs: Mapping[str, Any], now: float) -> None:
         """A stage is done.
 
         Raises:
             StoreError: it is not written; the stage will be done again.
         """
         with self.transaction():
-            self._end_stage(run, name, outputs, cost_usd, now)
+            self._end_stage(run, name, outputs, now)
 
-    def _end_stage(
-        self, run: Run, name: str, outputs: Mapping[str, Any], cost_usd: float, now: float
-    ) -> None:
+    def _end_stage(self, run: Run, name: str, outputs: Mapping[str, Any], now: float) -> None:
         self._db.execute(
-            "UPDATE stages SET state = 'done', outputs = ?, cost_usd = cost_usd + ?, "
-            "ended_at = ? WHERE run = ? AND name = ?",
-            (orjson.dumps(dict(outputs)), cost_usd, now, run.id, name),
+            "UPDATE stages SET state = 'done', outputs = ?, ended_at = ? "
+            "WHERE run = ? AND name = ?",
+            (orjson.dumps(dict(outputs)), now, run.id, name),
         )
 
     def fail_stage(self, run: Run, name: str, error: str, now: float) -> None:

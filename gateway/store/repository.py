@@ -26,6 +26,10 @@ from gateway.store.rows import ATTEMPT_COLUMNS, COLUMNS, dump, load
 
 _JSON = frozenset({"request", "answer", "prefix"})
 T = TypeVar("T")
+KEEP_JUDGEMENT = (
+    "INSERT INTO judgements (key, task, agrees, at) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (key) DO UPDATE SET agrees = excluded.agrees, at = excluded.at"
+)
 CHUNK = 200
 """Exchanges whose attempts and draws are read together."""
 
@@ -166,11 +170,7 @@ class Repository(ABC):
             WriteError: it is not stored.
         """
         with self._written():
-            self._db.execute(
-                "INSERT INTO judgements (key, task, agrees, at) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (key) DO UPDATE SET agrees = excluded.agrees, at = excluded.at",
-                (key, task, int(agrees), now),
-            )
+            self._db.execute(KEEP_JUDGEMENT, (key, task, int(agrees), now))
 
     def read(self, which: Filter) -> Iterator[Exchange]:
         """Exchanges by time, one after another: memory does not grow with the store."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.store.keeping import AT_ONCE
+from gateway.store.repository import KEEP_JUDGEMENT
 from gateway.store.shared import SharedTables
 
 
@@ -134,3 +135,18 @@ class Samples(SharedTables):
                     (task, *part),
                 ).rowcount
         return count
+
+    def judgement(self, key: str) -> bool | None:
+        """What the judge comparator said of a pair of answers before."""
+        return self._store.judgement(key)
+
+    def keep_judgements(self, task: str, words: Mapping[str, bool], now: float) -> None:
+        """Keep what it says, by key.
+
+        Raises:
+            StoreError: nothing is kept.
+        """
+        with self.transaction():
+            self._db.executemany(
+                KEEP_JUDGEMENT, [(key, task, int(agrees), now) for key, agrees in words.items()]
+            )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import json
 import re
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ from distill.runner import Busy, leased, start
 from gateway.captures import app as captures
 from gateway.scrub import end_user_digest
 from gateway.store.ledger import RunState
+from gateway.store.records import Exchange
 from gateway.store.students import VersionState
 from tests.fakes.process import free_port
 from tests.fakes.traffic import TASK, captured, config_file, fill
+from tests.fakes.upstream import FakeUpstream, Received, Wire
 from tests.faults.distill_kills import ended, facts, killed_until_it_ends
 from tests.faults.distill_kills import start as started
 
@@ -195,3 +199,68 @@ def test_an_end_user_is_forgotten_in_runs_too(student: str, tmp_path: Path) -> N
         if file.is_file():
             text = file.read_bytes()
             assert not any(t.encode() in text for t in theirs if len(t) > 25), file
+
+
+def worded(row: Exchange, number: int) -> Exchange:
+    """Every other answer in other words, which only the judge comparator takes for the same."""
+    label = row.answer["choices"][0]["message"]["content"] if row.answer else ""
+    said = {"role": "assistant", "content": f"it is {label}" if number % 2 else label}
+    return replace(row, answer={"choices": [{"message": said, "finish_reason": "stop"}]})
+
+
+class JudgingTeacher:
+    """Says YES to two answers that name the same label."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[str, str]] = []
+        self.mumbles = 0
+
+    async def handle(self, received: Received, wire: Wire) -> None:
+        pair = json.loads(received.text)
+        first, second = pair["answer_1"], pair["answer_2"]
+        self.pairs.append((first, second))
+        word = "Yes." if first.removeprefix("it is ") == second.removeprefix("it is ") else "NO"
+        if len(self.pairs) % 40 == 0:
+            self.mumbles, word = self.mumbles + 1, "It depends."
+        message = {"role": "assistant", "content": word}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 200, "completion_tokens": 1, "total_tokens": 201}
+        await wire.json(200, {"id": "c", "object": "chat.completion", "created": 1,
+                              "model": "big-1", "choices": [choice], "usage": usage})  # fmt: skip
+
+
+async def test_the_judge_comparator_asks_the_teacher_once_for_each_pair(
+    student: str, tmp_path: Path
+) -> None:
+    """Its word decides gate and certificate; money that is spent stops the run, not its words."""
+    rows = [worded(row, number) for number, row in enumerate(captured(1200))]
+    fill(tmp_path, rows)
+    teacher = JudgingTeacher()
+    upstream = FakeUpstream(teacher.handle)
+    async with upstream.running():
+        settings = {"min_calibrate_rows": 50, "promise": "every_version"}
+        path = config_file(tmp_path, student, upstream.url, usd_per_day=0.03, **settings)
+        risk = "risk: {comparator: judge, alpha: 0.1}"
+        text = path.read_text().replace(f"name: {TASK}", f"name: {TASK}\n  {risk}")
+        path.write_text(text)
+        poor = await asyncio.to_thread(CLI.invoke, app, ["run", "--config", str(path)])
+        assert poor.exit_code == 1
+        assert "distill.usd_per_day is spent" in poor.output
+        first = len(teacher.pairs)
+        assert first > 32
+        path.write_text(text.replace("usd_per_day: 0.03", "usd_per_day: 20"))
+        await asyncio.to_thread(CLI.invoke, app, ["resume", "--config", str(path)])
+    with contextlib.closing(load_job(path, None, print).place.ledger()) as ledger:
+        (run,) = ledger.runs(TASK)
+        stages = {stage.name: stage for stage in ledger.stages(run.id)}
+    assert run.state is RunState.PROMOTED, run.reason
+    # Only where the texts differ, and once; what it did not answer clearly is a disagreement.
+    assert all(a != b for a, b in teacher.pairs)
+    asked = Counter(received.text for received in upstream.requests)
+    assert teacher.mumbles > 0
+    assert sum(count - 1 for count in asked.values()) <= teacher.mumbles
+    (share,) = (stages["evaluate"].outputs or {})["agreement"].values()
+    assert share > 0.75, "by the words alone it is less than half"
+    assert sum(s.cost_usd for s in stages.values()) == pytest.approx(
+        len(teacher.pairs) * (200 * 2.5 + 10) / 1e6
+    )

@@ -144,21 +144,25 @@ def test_stages_of_a_run(ledger: Ledger, place: Place) -> None:
     run = ledger.start(TASK, "cron", {"alpha": 0.05}, "code", 1.0)
     assert (run.id, open_run(ledger, TASK)) == ("t-1", run)
     ledger.begin_stage(run, "collect", {}, 2.0)
-    ledger.end_stage(run, "collect", {"rows": 3}, 0.5, 3.0)
+    ledger.spend(run, "collect", 0.3)
+    ledger.spend(run, "collect", 0.2)
+    ledger.end_stage(run, "collect", {"rows": 3}, 3.0)
     ledger.begin_stage(run, "train", {"collect": {"sha256": "x"}}, 4.0)
+    ledger.spend(run, "train", 0.125)
     ledger.fail_stage(run, "train", "no room", 5.0)
     ledger.begin_stage(run, "train", {"collect": {"sha256": "x"}}, 6.0)
     first, second = ledger.stages(run.id)
     assert (first.state, first.outputs, first.cost_usd) == (StageState.DONE, {"rows": 3}, 0.5)
     assert (second.state, second.tries, second.error) == (StageState.RUNNING, 2, None)
-    assert ledger.spent_today(TASK, 80_000.0) == 0.5
+    # What was spent counts, however the stage ended.
+    assert ledger.spent_today(TASK, 80_000.0) == 0.625
     assert ledger.spent_today(TASK, 86_400.0) == 0.0
     ledger.end(run, RunState.FAILED, "train: no room", 7.0)
     assert open_run(ledger, TASK) is None
     ledger.reopen(run)
     assert ledger.cancel(run.id)
     # The last stage ends with the run or not at all.
-    ledger.end(run, RunState.REFUSED, "worse", 8.0, ("train", {"seen": 1}, 0.25))
+    ledger.end(run, RunState.REFUSED, "worse", 8.0, ("train", {"seen": 1}))
     done = ledger.run(run.id)
     assert done is not None
     assert (done.state, done.reason, done.cancel) == (RunState.REFUSED, "worse", True)

@@ -7,7 +7,8 @@ import contextlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from typer.testing import CliRunner
 from distill.collecting import collect
 from distill.distill_commands import app as distill
 from distill.examples import Example
-from distill.job import load_job
+from distill.job import Job, load_job
+from distill.night import Night
 from distill.relabelling import relabel
 from distill.task_commands import app as task
 from gateway.config_file import load_config, place_of
+from gateway.store.ledger import Run
 from gateway.store.records import DrawState, Exchange, Filter
 from router.template import Message
 from tests.fakes.upstream import FakeUpstream, Received, Wire
@@ -93,6 +96,16 @@ async def made(folder: Path, url: str, count: int = 400, *more: str) -> Any:
         "--comparator", "text", "--alpha", "0.05", "--delta", "0.05", "--usd-per-day", "3",
         "--prompts", str(prompts(folder, count)) if count else "", *more,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def night(job: Job, run: Run) -> Iterator[Night]:
+    """A run in its first stage."""
+    with contextlib.ExitStack() as stack:
+        ledger = stack.enter_context(contextlib.closing(job.place.ledger()))
+        registry = stack.enter_context(contextlib.closing(job.place.registry()))
+        samples = stack.enter_context(contextlib.closing(job.place.samples()))
+        yield Night(job, run, ledger, registry, samples, lambda: None, stage="collect")
 
 
 def stored(folder: Path) -> list[Exchange]:
@@ -291,17 +304,27 @@ async def test_a_changed_teacher_is_asked_again_as_far_as_the_money_reaches(
     fake.asked.clear()
     fake.fails.add("question 3")
 
-    def ask(usd: float) -> tuple[int, float]:
-        with contextlib.closing(job.place.samples()) as samples:
-            return relabel(job, stale, samples, 5.0, usd, lambda: None)
+    with contextlib.closing(job.place.ledger()) as ledger:
+        run = ledger.start("accounts", "test", {}, "code", time.time())
+        ledger.begin_stage(run, "collect", {}, time.time())
 
-    assert await asyncio.to_thread(ask, -0.1) == (0, 0.0)
+    def ask(usd_per_run: float) -> int:
+        limits = job.task.distill.model_copy(update={"relabel_usd": usd_per_run})
+        limited = replace(job, task=job.task.model_copy(update={"distill": limits}))
+        with night(limited, run) as tonight:
+            return relabel(tonight, stale)
+
+    assert await asyncio.to_thread(ask, 0.0) == 0
     assert fake.asked == []
-    count, usd = await asyncio.to_thread(ask, 0.05)
-    assert (count, round(usd, 6)) == (63, round(63 * 0.0012, 6))
+    assert await asyncio.to_thread(ask, 0.05) == 63
     assert {f"question {n}" for n in [*range(10), *range(46, 100)]} == set(fake.asked)
     with contextlib.closing(job.place.samples()) as samples:
         kept = samples.labels("accounts")
     assert len(kept) == 63
     assert kept["099"].completion == "length 11"
     assert said[-1] == "the budget is spent: 36 prompts stay stale"
+    with contextlib.closing(job.place.ledger()) as ledger:
+        assert ledger.spent_today("accounts", time.time()) == pytest.approx(63 * 0.0012)
+        ledger.spend(run, "collect", 3.0)  # the day's: usd_per_day
+    assert await asyncio.to_thread(ask, 5.0) == 0
+    assert said[-1] == "the budget is spent: 100 prompts stay stale"
