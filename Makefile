@@ -147,8 +147,8 @@ bench-distill-kills: .venv/.ready  ## Nightly runs killed at random moments (KIL
 bench-promotions: .venv/.ready  ## Thirty nights, 300 times, with a student that never changes (7 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.promotions
 
-bench-rollback: .venv/.ready  ## Promote and roll back under load
-	mkdir -p var && $(BIN)/python -m tests.bench.rollback
+bench-rollback: .venv/.ready  ## Promote and roll back under load (VLLM=1 before a real vLLM, restarted at the end)
+	mkdir -p var && $(BIN)/python -m tests.bench.rollback $(if $(VLLM),--vllm)
 
 bench-students: $(BASE)/understudy-base.json  ## Students from 2,000 pairs (TASK=intents, extraction or numbers)
 	mkdir -p var && $(BIN)/python -m tests.bench.students $(or $(TASK),intents)

@@ -2,7 +2,8 @@
 
 A real gateway (three workers) before a student server that plays two versions, sixteen users who
 ask without a pause. Measured is the time from before the change of the row in the store to the last
-answer that the old alias gave.
+answer that the old alias gave. With ``--vllm`` the server is a real one, both versions have the
+demo's weights, and four users ask; at the end it is killed and started again without versions.
 """
 
 from __future__ import annotations
@@ -11,46 +12,85 @@ import argparse
 import asyncio
 import contextlib
 import json
+import signal
 import statistics
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from deploy.demo.processes import Child, Children
+from deploy.demo.vllm import VllmSettings, start_vllm, vllm_ready
 from gateway.store.place import Place
 from gateway.store.students import Kind
 from tests.fakes.answers import teacher_says
-from tests.fakes.process import GatewayProcess, gateway_process
+from tests.fakes.process import GatewayProcess, free_port, gateway_process
 from tests.fakes.replica import FakeReplica
-from tests.fakes.rig import IN_DOMAIN, SYSTEM, config_data
+from tests.fakes.rig import ARTEFACTS, IN_DOMAIN, SYSTEM, config_data
 from tests.fakes.upstream import FakeUpstream
 from tests.fakes.versions import TASK, add_version
+from tests.ml.conftest import BASE, STUDENT_PYTHON
 
 WORKERS = 3
 USERS = 16
 DWELL_S = 2.0
 
 
-async def run(folder: Path, changes: int) -> dict[str, Any]:
+async def run(folder: Path, changes: int, vllm: bool) -> dict[str, Any]:
     """Change who serves so often; what the users saw."""
-    replica, teacher = FakeReplica(), FakeUpstream(teacher_says("apr"))
-    async with replica.upstream.running(), teacher.running():
+    teacher = FakeUpstream(teacher_says("apr"))
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(teacher.running())
+        server = Server.start(stack.enter_context(Children(folder / "logs"))) if vllm else None
+        if server is None:
+            replica = FakeReplica()
+            await stack.enter_async_context(replica.upstream.running())
+        url = server.settings.url if server else replica.upstream.url
         place = Place(folder / "understudy.db")
-        data = config_data(replica.upstream.url, teacher.url, place.path)
-        data["tasks"][0]["student"] = {"base_urls": [replica.upstream.url], "timeout_s": 5.0}
+        data = config_data(url, teacher.url, place.path)
+        data["tasks"][0]["student"] = {"base_urls": [url], "timeout_s": 20.0 if vllm else 5.0}
         data["tasks"][0]["router"] = {"hold": "all"}
-        names = [add_version(place, folder, Kind.LORA) for _ in range(2)]
-        with contextlib.closing(place.registry()) as registry:
-            registry.promote(names[0], "bench", "first", time.time())
-            async with gateway_process(folder, data, {"workers": WORKERS}) as gateway:
-                return await _changes(gateway, registry, names, changes)
+        weights = ARTEFACTS / "student/v1" if vllm else None
+        names = [add_version(place, folder, Kind.LORA, weights) for _ in range(2)]
+        registry = stack.enter_context(contextlib.closing(place.registry()))
+        registry.promote(names[0], "bench", "first", time.time())
+        gateway = await stack.enter_async_context(
+            gateway_process(folder, data, {"workers": WORKERS})
+        )
+        return await _changes(gateway, registry, names, changes, server)
+
+
+@dataclass(slots=True)
+class Server:
+    """A real vLLM."""
+
+    children: Children
+    settings: VllmSettings
+    child: Child
+
+    @classmethod
+    def start(cls, children: Children) -> Server:
+        """Start it and wait."""
+        settings = VllmSettings(STUDENT_PYTHON, BASE, free_port())
+        child = start_vllm(children, settings)
+        vllm_ready(child, settings)
+        return cls(children, settings, child)
+
+    def again(self) -> float:
+        """Kill it and start it on the same port; returns when it answered (monotonic)."""
+        self.child.signal(signal.SIGKILL)
+        self.child.popen.wait()
+        self.child = start_vllm(self.children, self.settings)
+        vllm_ready(self.child, self.settings)
+        return time.monotonic()
 
 
 async def _changes(
-    gateway: GatewayProcess, registry: Any, names: list[str], changes: int
+    gateway: GatewayProcess, registry: Any, names: list[str], changes: int, server: Server | None
 ) -> dict[str, Any]:
     seen: list[tuple[float, str | None, int]] = []
     over = asyncio.Event()
@@ -61,9 +101,13 @@ async def _changes(
             while not over.is_set():
                 seen.append(await _ask(client, number))
 
+    users = 4 if server else USERS
+    restarted: dict[str, Any] = {}
     async with asyncio.TaskGroup() as group:
-        for number in range(USERS):
+        for number in range(users):
             group.create_task(user(number))
+        while not any(name == names[0] for _, name, _ in seen):
+            await asyncio.sleep(0.1)
         await asyncio.sleep(DWELL_S)
         for _ in range(changes):
             row = registry.deployment(TASK)
@@ -76,15 +120,38 @@ async def _changes(
             await asyncio.sleep(DWELL_S)
             late = [at for at, name, _ in seen if name == old and at > begun]
             took.append(max(late, default=begun) - begun)
+        if server is not None:
+            restarted = await _restart(server, seen)
         over.set()
     return {
-        "workers": WORKERS, "users": USERS, "changes": changes, "requests": len(seen),
+        "server": "vLLM" if server else "fake",
+        "workers": WORKERS, "users": users, "changes": changes, "requests": len(seen),
         "statuses": dict(Counter(status for _, _, status in seen)),
         "by_teacher": sum(name is None for _, name, _ in seen),
         "seconds_to_the_last_old_answer": {
             "p50": round(statistics.median(took), 3), "max": round(max(took), 3),
         },
+        **restarted,
     }  # fmt: skip
+
+
+async def _restart(server: Server, seen: list[tuple[float, str | None, int]]) -> dict[str, Any]:
+    """Kill the server under load; it comes back with no version."""
+    begun = time.monotonic()
+    ready = await asyncio.to_thread(server.again)
+    async with asyncio.timeout(120):
+        while not any(name is not None and at > ready for at, name, _ in seen):
+            await asyncio.sleep(0.1)
+    await asyncio.sleep(DWELL_S)
+    back = min(at for at, name, _ in seen if name is not None and at > ready)
+    return {
+        "restart": {
+            "answered_by_the_teacher_meanwhile": sum(
+                name is None for at, name, _ in seen if begun < at < back
+            ),
+            "seconds_from_health_to_the_first_student_answer": round(back - ready, 2),
+        }
+    }
 
 
 async def _ask(client: httpx.AsyncClient, number: int) -> tuple[float, str | None, int]:
@@ -101,6 +168,11 @@ async def _ask(client: httpx.AsyncClient, number: int) -> tuple[float, str | Non
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--changes", type=int, default=20)
+    parser.add_argument("--vllm", action="store_true", help="A real server of students.")
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="var") as name:
-        print(json.dumps(asyncio.run(run(Path(name).resolve(), wanted.changes)), indent=1))
+        print(
+            json.dumps(
+                asyncio.run(run(Path(name).resolve(), wanted.changes, wanted.vllm)), indent=1
+            )
+        )

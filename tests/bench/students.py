@@ -266,6 +266,7 @@ def _measured(place: Place, folder: Path, found: Set, urls: dict[Kind, str]) -> 
             k: v for k, v in stages.get("recalibrate", {}).get("certificate", {}).items()
             if k in ("status", "n", "k", "rows", "coverage", "reason")
         },
+        "base_agreement": stages.get("evaluate", {}).get("agreement", {}).get("base"),
         "students": students,
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 from gateway.store.place import Place
@@ -14,14 +15,20 @@ from tests.fakes.rig import ARTEFACTS
 TASK = "banking-intents"
 
 
-def add_version(place: Place, folder: Path, kind: Kind = Kind.LORA) -> str:
-    """The next version of the demo's task, certified as the demo's first one is."""
+def add_version(
+    place: Place, folder: Path, kind: Kind = Kind.LORA, weights: Path | None = None
+) -> str:
+    """The next version of the demo's task, certified as the demo's first one is; ``weights`` is a
+    student's folder for a server that really loads it."""
     with contextlib.closing(place.registry()) as registry:
         number = len(registry.versions(TASK)) + 1
         plan = Plan(TASK, kind, None, f"run-{number}", "data")
         version = registry.plan(plan, folder / "students", 1.0)
-        version.folder.mkdir(parents=True)
-        (version.folder / "manifest.json").write_text(json.dumps({"name": version.name}))
+        if weights is not None:
+            shutil.copytree(weights, version.folder)
+        else:
+            version.folder.mkdir(parents=True)
+            (version.folder / "manifest.json").write_text(json.dumps({"name": version.name}))
         registry.trained(version.name, "sha", {})
         registry.judged(version.name, VersionState.READY, artefact_for(version.name, folder))
     return version.name

@@ -9,6 +9,7 @@ import json
 import random
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import httpx
 import pytest
 
 from deploy.demo.task import SEED, Utterance, messages, traffic
+from gateway.store.place import Place
 from gateway.store.records import Status
 from gateway.verdict import Reason
 from router.rows import read_rows, write_rows
-from tests.fakes.rig import ROOT, Rig, rig
+from tests.fakes.rig import ARTEFACTS, ROOT, Rig, rig
+from tests.fakes.versions import TASK, add_version
 from tests.faults.table import table
 from tests.faults.test_table import expect
 from tests.ml.conftest import Vllm
@@ -147,6 +150,45 @@ async def test_fit_asks_the_student_for_what_the_rows_lack(tmp_path: Path, vllm:
     assert result["status"] == "none"
     assert result["missing"] > 0
     assert result["mix"] == {"in_domain": 40, "out_of_domain": 9}
+
+
+async def test_versions_change_and_a_forgotten_one_comes_back(tmp_path: Path, vllm: Vllm) -> None:
+    """Promote and roll back under traffic; then the server loses the version behind our back."""
+    place = Place(tmp_path / "understudy.db")
+    first, second = (add_version(place, tmp_path, weights=ARTEFACTS / "student/v1") for _ in "12")
+    seen: list[tuple[int, str | None]] = []
+    over_now = asyncio.Event()
+    student = {"base_urls": [vllm.settings.url], "timeout_s": 60, "model": None}
+    with contextlib.closing(place.registry()) as registry:
+        registry.promote(first, "test", "first", time.time())
+        async with rig(tmp_path, student=student, router={"artefact": None}) as r:
+            r.client.timeout = httpx.Timeout(120)
+
+            async def user() -> None:
+                while not over_now.is_set():
+                    answer = await r.ask()
+                    seen.append((answer.status_code, answer.headers.get("x-understudy-student")))
+
+            async def until(name: str | None) -> None:
+                async with asyncio.timeout(90):
+                    while not seen or seen[-1] != (200, name):
+                        await asyncio.sleep(0.02)
+
+            users = [asyncio.create_task(user()) for _ in range(3)]
+            await until(first)
+            registry.promote(second, "test", "better", time.time())
+            await until(second)
+            registry.roll_back(TASK, "test", "worse", time.time())
+            await until(first)
+            mark = len(seen)
+            async with httpx.AsyncClient(base_url=vllm.settings.url, timeout=60) as server:
+                (await server.post("/unload_lora_adapter", json={"lora_name": first}))
+            await until(None)
+            await until(first)
+            over_now.set()
+            await asyncio.gather(*users)
+    assert {status for status, _ in seen} == {200}
+    assert {name for _, name in seen[mark:]} == {first, None}, "the teacher answers meanwhile"
 
 
 async def test_vllm_killed_under_traffic_loses_no_request(tmp_path: Path, vllm: Vllm) -> None:
