@@ -28,6 +28,7 @@ from gateway.shipping import Shipper
 from gateway.store.place import Place
 from gateway.store.repository import Repository
 from gateway.store.sqlite import SqliteStore
+from gateway.store_figures import LedgerReader
 from gateway.tasks import Tasks
 from gateway.workers import Worker
 from router.encoder import Encoders
@@ -94,7 +95,9 @@ class Ground:
         )  # fmt: skip
         reconciler = Reconciler(deployer.students, self.session, health, self.metrics)
         deployer.ready = reconciler.look
-        workers: list[Worker] = [health, deployer, reconciler]
+        ledger = kept(self.stack, self.place.ledger())
+        reader = LedgerReader(self.metrics.store_figures, ledger, self.offload)
+        workers: list[Worker] = [health, deployer, reconciler, reader]
         if self.first:
             workers.append(Rollbacks(self.tasks, registry, deployer, self.offload))
         return deployer, workers

@@ -15,6 +15,7 @@ from prometheus_client import (
     multiprocess,
 )
 
+from gateway.store_figures import StoreFigures
 from gateway.verdict import Reason, ServedBy
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -48,6 +49,8 @@ class Metrics:
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
+        self.store_figures = StoreFigures()
+        registry.register(self.store_figures)
         self.requests = Labelled(Counter(
             "understudy_requests", "Requests answered.",
             ["task", "served_by", "reason", "code_class"], registry=registry,
@@ -263,6 +266,7 @@ class Metrics:
         registry = self.registry
         if _several_workers():
             registry = CollectorRegistry()
+            registry.register(self.store_figures)
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 

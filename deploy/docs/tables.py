@@ -168,7 +168,9 @@ def _metric(family: Metric) -> tuple[str, ...]:
         for value in vars(Metrics()).values()
         if hasattr(metric := getattr(value, "metric", value), "_name")
     }
-    labels = ", ".join(f"`{label}`" for label in known[family.name]._labelnames)
+    # A family that a collector made tells its own.
+    teller = family if hasattr(family, "_labelnames") else known[family.name]
+    labels = ", ".join(f"`{label}`" for label in teller._labelnames)
     return f"`{name}`", family.type, labels, family.documentation
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -74,6 +74,19 @@ class Stage:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Every task's runs by how they ended, when one last came to a decision (Unix seconds), and the
+    examples of the latest that split them."""
+
+    runs: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    last_success: Mapping[str, float] = field(default_factory=dict)
+    examples: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+DECIDED = (RunState.PROMOTED, RunState.REFUSED, RunState.WAITING, RunState.SKIPPED)
+_NO_ROWS = frozenset({"groups", "moved"})
+"""Counts of the split stage that are of something else than examples."""
 _RUN = "id, task, number, trigger, state, reason, started_at, ended_at, config, code, cancel"
 _STAGE = "run, name, state, tries, inputs, outputs, cost_usd, started_at, ended_at, error"
 _BEGIN = f"""
@@ -264,6 +277,39 @@ class Ledger(SharedTables):
         """The stages of a run, in the order of their beginning."""
         sql = f"SELECT {_STAGE} FROM stages WHERE run = ? ORDER BY started_at, name"
         return [_stage(row) for row in self._db.execute(sql, (run_id,))]
+
+    def figures(self) -> Figures:
+        """What metrics tell of it.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        marks = ", ".join("?" * len(DECIDED))
+        with self.reading():
+            runs = self._db.execute(
+                "SELECT task, state, count(*) FROM runs WHERE ended_at IS NOT NULL "
+                "GROUP BY task, state"
+            ).fetchall()
+            decided = self._db.execute(
+                f"SELECT task, max(ended_at) FROM runs WHERE state IN ({marks}) GROUP BY task",
+                [state.value for state in DECIDED],
+            ).fetchall()
+            splits = self._db.execute(
+                "SELECT r.task, s.outputs FROM runs r JOIN stages s ON s.run = r.id "
+                "WHERE s.name = 'split' AND s.state = 'done' ORDER BY r.number"
+            ).fetchall()
+        # The last one of each task stays.
+        latest = {task: load(outputs) for task, outputs in splits}
+        return Figures(
+            {(task, state): count for task, state, count in runs},
+            dict(decided),
+            {
+                (task, state): count
+                for task, outputs in latest.items()
+                for state, count in outputs.items()
+                if isinstance(count, int) and state not in _NO_ROWS
+            },
+        )
 
     def spent_today(self, task: str, now: float) -> float:
         """What runs of a task have cost on the day (UTC) of that time (Unix seconds), in USD."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from distill.digest import file_sha256
 from distill.executor import ExecutorError, LocalExecutor, RayExecutor, executor_of
 from distill.job import load_job
 from distill.runner import Result, start
@@ -22,6 +23,7 @@ from gateway.store.ledger import RunState
 from gateway.store.place import Place
 from tests.fakes.process import free_port
 from tests.fakes.traffic import TASK, captured, config_file, fill
+from tests.ml.conftest import BASE, STUDENT_PYTHON, Vllm
 
 # Ray's own code opens files and sockets that it leaves to the collector.
 pytestmark = [
@@ -59,8 +61,10 @@ def facts(folder: Path) -> dict[str, Any]:
     with contextlib.closing(place.samples()) as samples:
         splits = {id_: (s.group, s.split) for id_, s in samples.of_task(TASK).items()}
     with contextlib.closing(place.registry()) as registry:
-        # The weights differ in their last bits: Ray gives its workers one thread each.
-        versions = [(v.name, v.data_sha256, v.state) for v in registry.versions(TASK)]
+        versions = [
+            (v.name, v.data_sha256, v.state, file_sha256(v.folder / "head.safetensors"))
+            for v in registry.versions(TASK)
+        ]
     return {"splits": splits, "versions": versions}
 
 
@@ -90,6 +94,35 @@ def test_two_nodes_decide_as_one_process_does(cluster: Any, student: str, tmp_pa
     assert (there.state, there.reason) == (here.state, here.reason)
     assert here.state is RunState.PROMOTED
     assert facts(tmp_path / "there") == facts(tmp_path / "here")
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_the_language_model_is_trained_on_a_worker(
+    cluster: Any, vllm: Vllm, tmp_path: Path
+) -> None:
+    """A few rows, one epoch: it need not be good, and its base is measured beside it."""
+    fill(tmp_path, captured(240))
+    path = config_file(
+        tmp_path, "http://127.0.0.1:9/v1", students=["lora"], base=str(BASE),
+        python=str(STUDENT_PYTHON), epochs=1.0, max_rows=48, min_rows=10, min_test_rows=10,
+        max_tokens=8, executor="ray", ray_address=cluster.address,
+    )  # fmt: skip
+    urls = f"base_urls: [{vllm.settings.url}]\n    classifier_urls:"
+    path.write_text(path.read_text().replace("classifier_urls:", urls))
+    said: list[str] = []
+    result = start(load_job(path, None, said.append), "t")
+    place = Place(tmp_path / "understudy.db")
+    with contextlib.closing(place.ledger()) as ledger:
+        stages = {s.name: s for s in ledger.stages(result.run.id)}
+    assert "evaluate" in stages, (result, said)
+    assert set((stages["evaluate"].outputs or {})["agreement"]) == {f"{TASK}@v1", "base"}
+    with contextlib.closing(place.registry()) as registry:
+        (version,) = registry.versions(TASK)
+    assert version.facts["rows"] == 48
+    assert (version.folder / "adapter_model.safetensors").is_file()
+    report = (tmp_path / f"students/{TASK}/runs/{TASK}-1/report.html").read_text()
+    assert "base, untrained" in report
 
 
 def _workers() -> list[int]:

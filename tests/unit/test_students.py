@@ -11,7 +11,7 @@ import pytest
 
 from gateway.errors import StoreError
 from gateway.store.audits import AuditStore, EventKind
-from gateway.store.ledger import Ledger, RunState, StageState, open_run
+from gateway.store.ledger import Figures, Ledger, RunState, StageState, open_run
 from gateway.store.place import Place
 from gateway.store.samples import Label, Sample
 from gateway.store.students import Kind, Plan, Registry, Version, VersionState
@@ -138,6 +138,24 @@ def test_one_run_at_a_time(ledger: Ledger) -> None:
     assert ledger.lease(TASK, "b", 91.0, 120.0)
     ledger.release(TASK, "b")
     assert ledger.leased(TASK, 92.0) is None
+
+
+def test_figures_are_of_every_task_and_its_latest_split(ledger: Ledger) -> None:
+    assert ledger.figures() == Figures()
+    for number, (task, state) in enumerate(
+        [("a", RunState.PROMOTED), ("a", RunState.FAILED), ("b", RunState.REFUSED)]
+    ):
+        run = ledger.start(task, "cron", {}, "code", 10.0 * number)
+        ledger.begin_stage(run, "split", {}, 10.0 * number)
+        split = {"train": number, "groups": 7, "files": {"x": "y"}}
+        ledger.end_stage(run, "split", split, 10.0 * number + 1)
+        ledger.end(run, state, "", 10.0 * number + 2)
+    ledger.start("b", "cron", {}, "code", 100.0)
+    assert ledger.figures() == Figures(
+        {("a", "promoted"): 1, ("a", "failed"): 1, ("b", "refused"): 1},
+        {"a": 2.0, "b": 22.0},
+        {("a", "train"): 1, ("b", "train"): 2},
+    )
 
 
 def test_stages_of_a_run(ledger: Ledger, place: Place) -> None:

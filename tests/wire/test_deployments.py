@@ -15,11 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import deployer, reconciler, rolling_back
+from gateway import deployer, reconciler, rolling_back, store_figures
 from gateway.app import create_app
 from gateway.service import Service
 from gateway.settings import Config
 from gateway.store.audits import EventKind
+from gateway.store.ledger import RunState
 from gateway.store.place import Place
 from gateway.store.records import DrawState, Filter
 from gateway.store.students import Kind, Registry
@@ -304,6 +305,28 @@ async def test_a_reload_keeps_what_the_registry_says(tmp_path: Path) -> None:
         assert await s.service.reload() == []
         await s.until(one, two)
         assert (await s.ask()).headers["x-understudy-served-by"] == "student"
+
+
+async def test_metrics_tell_of_runs_that_other_processes_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_figures, "EVERY_S", 0.05)
+    async with site(tmp_path) as s:
+        assert "distill_runs_total{" not in (await s.client.get("/metrics")).text
+        with contextlib.closing(s.place.ledger()) as ledger:
+            run = ledger.start(TASK, "cron", {}, "code", 1.0)
+            ledger.begin_stage(run, "split", {}, 2.0)
+            ledger.end_stage(run, "split", {"train": 40, "stale": 2}, 3.0)
+            ledger.end(run, RunState.REFUSED, "worse", 4.0)
+        wanted = (
+            'understudy_distill_runs_total{outcome="refused",task="banking-intents"} 1.0',
+            'understudy_distill_last_success_timestamp_seconds{task="banking-intents"} 4.0',
+            'understudy_distill_examples{state="train",task="banking-intents"} 40.0',
+        )
+        async with asyncio.timeout(10):
+            while wanted[0] not in (text := (await s.client.get("/metrics")).text):
+                await asyncio.sleep(0.05)
+        assert all(line in text for line in wanted)
 
 
 async def test_kinds_have_replicas_of_their_own(tmp_path: Path) -> None:
