@@ -34,6 +34,8 @@ def announce(tasks: Iterable[TaskRuntime], metrics: Metrics) -> None:
         metrics.open_series(task.name)
         if task.judge is not None and task.student is not None:
             metrics.threshold.labels(task.name).set(task.judge.threshold or 0.0)
+            metrics.coverage.labels(task.name).set(task.judge.certificate.coverage)
+            metrics.alpha.labels(task.name).set(task.settings.risk.alpha)
             metrics.gate_open.labels(task.name).set(task.closed is None)
             metrics.draw_rate.labels(task.name).set(task.draw_rate)
             name = task.student.settings.served_model

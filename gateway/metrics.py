@@ -79,6 +79,14 @@ class Metrics:
             "understudy_threshold", "Certified threshold on P(disagree).", ["task"],
             multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
+        self.coverage = Gauge(
+            "understudy_coverage_ratio", "Share of traffic like the certificate's draws that the "
+            "student may serve.", ["task"], multiprocess_mode="livemostrecent", registry=registry,
+        )  # fmt: skip
+        self.alpha = Gauge(
+            "understudy_risk_alpha", "The promise: most that may disagree of what the student "
+            "serves.", ["task"], multiprocess_mode="livemostrecent", registry=registry,
+        )  # fmt: skip
         self.gate_open = Gauge(
             "understudy_gate_open",
             "1 while the student may serve.",
@@ -192,6 +200,9 @@ class Metrics:
             "understudy_loop_lag_seconds", "How late the event loop wakes a sleeper.",
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
+        self._of_the_store(registry)
+
+    def _of_the_store(self, registry: CollectorRegistry) -> None:
         self.records = Counter(
             "understudy_fallback_records", "Exchanges by what became of them: stored; partial "
             "(without bodies); late (stored after the answer went out marked); lost; "
