@@ -85,7 +85,8 @@ class DrawWorker:
             await self.sleep(min(2.0**draw.tries, LONGEST_PAUSE_S))
         else:
             outcome = "failed" if draw.agrees is None else "agree" if draw.agrees else "disagree"
-            self.books.metrics.draws.labels(job.task, outcome).inc()
+            served_by = "student" if job.wants == "teacher" else "teacher"
+            self.books.metrics.draws.labels(job.task, served_by, outcome).inc()
             self.books.wake_audit.set()
 
     async def _second(self, job: PendingDraw) -> Draw:

@@ -119,8 +119,9 @@ class Metrics:
             "What the teacher would have charged for student answers.", ["task"], registry=registry,
         )  # fmt: skip
         self.draws = Counter(
-            "understudy_audit_draws", "Draws by outcome.", ["task", "outcome"], registry=registry
-        )
+            "understudy_audit_draws", "Draws by outcome, and by who had answered the client.",
+            ["task", "served_by", "outcome"], registry=registry,
+        )  # fmt: skip
         self.risk_upper = Gauge(
             "understudy_risk_upper_bound", "Anytime-valid upper bound on the served risk.",
             ["task"], multiprocess_mode="livemostrecent", registry=registry,

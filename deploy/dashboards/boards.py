@@ -147,11 +147,12 @@ def quality() -> Dashboard:
                      "{{outcome}} an hour")],
               "short", "Second answers, and what they said."),
         lines("Agreement of draws",
-              [Query(f"sum by (task) (increase(understudy_audit_draws_total{{{T}, "
-                     f'outcome="agree"}}[6h])) / (sum by (task) (increase('
+              [Query(f"sum by (task, served_by) (increase(understudy_audit_draws_total{{{T}, "
+                     f'outcome="agree"}}[6h])) / (sum by (task, served_by) (increase('
                      f'understudy_audit_draws_total{{{T}, outcome=~"agree|disagree"}}[6h])) > 0)',
-                     "{{task}}")],
-              "percentunit", "Of all draws of six hours, served or not.", most=1),
+                     "{{task}} served by {{served_by}}")],
+              "percentunit", "Of six hours' draws: what the student served, and what it would have "
+              "said where the teacher answered.", most=1),
         lines("Draw rate", [Query(f"understudy_draw_rate{{{T}}}", "{{task}}")], "percentunit",
               "Probability that a request is drawn."),
         lines("Feedback", [Query("sum by (kind, state) (rate(understudy_feedback_total"

@@ -80,3 +80,34 @@ def test_no_path_of_a_machine_is_in_the_project() -> None:
             text = path.read_text()
             assert home not in text, path
             assert str(ROOT) not in text, path
+
+
+def typed() -> list[tuple[str, list[str]]]:
+    """Commands that pages tell a reader to type, in code: (page, words after ``understudy``)."""
+    found = []
+    pages = [ROOT / "README.md", *(ROOT / "deploy").rglob("*.md")]
+    for path in pages:
+        if path.name == "cli.md" or "node_modules" in path.parts:
+            continue
+        for code in re.findall(
+            r"`([^`\n]+)`|^\$? *(understudy .*)$", path.read_text(), re.MULTILINE
+        ):
+            words = "".join(code).split()
+            if words[:1] == ["understudy"] and len(words) > 1:
+                found.append((path.name, words[1:]))
+    return found
+
+
+def test_commands_in_the_pages_exist() -> None:
+    commands = dict(tables.all_commands())
+    roots = {name.split()[0] for name in commands}
+    assert len(typed()) > 40
+    for where, words in typed():
+        name = next((n for n in (" ".join(words[:2]), words[0]) if n in commands), None)
+        if name is None:
+            group = words[0] in roots and (len(words) == 1 or "|" in " ".join(words))
+            assert group, f"{where}: understudy {' '.join(words)}"
+            continue
+        options = {o for p in commands[name].params for o in (*p.opts, *p.secondary_opts)}
+        given = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert given <= options, f"{where}: understudy {' '.join(words)}: {given - options}"
