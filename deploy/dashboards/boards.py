@@ -167,7 +167,8 @@ def quality() -> Dashboard:
         lines("Drift of prompts", [Query(f"understudy_drift_score{{{T}}}", "{{task}}")], "short",
               "Population stability index of P(out) against the calibration rows.", steps=drift),
         lines("Events",
-              [Query(f"sum by (task, kind) (increase(understudy_events_total{{{T}}}[1h]))",
+              [Query(f"sum by (task, kind) (increase(understudy_events_total{{{T}}}[1h]))"
+                     " or vector(0)",
                      "{{task}} {{kind}}")],
               "short", "What `understudy` wrote into the events, by the hour."),
     ]  # fmt: skip
@@ -282,12 +283,14 @@ def distillation() -> Dashboard:
                [Query(f"max by (task, student) (understudy_student_info{{{T}}})", "{{student}}")],
                "Green while a version answers.", ((None, "transparent"), (1, GREEN)), 24),
         lines("Changes of versions",
-              [Query(f"sum by (task, outcome) (increase(understudy_deployments_total{{{T}}}[1h]))",
+              [Query(f"sum by (task, outcome) (increase(understudy_deployments_total{{{T}}}[1h]))"
+                     " or vector(0)",
                      "{{task}} {{outcome}}")],
               "short", "Followed by gateways, or failed to."),
         lines("Events of the nights",
               [Query("sum by (task, kind) (increase(understudy_events_total{"
-                     f'{T}, kind=~"promoted|rolled_back|canary|teacher_changed|drift"}}[1h]))',
+                     f'{T}, kind=~"promoted|rolled_back|canary|teacher_changed|drift"}}[1h]))'
+                     " or vector(0)",
                      "{{task}} {{kind}}")],
               "short", "By the hour."),
     ]  # fmt: skip

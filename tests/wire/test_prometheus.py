@@ -1,0 +1,83 @@
+"""The real Prometheus over a real gateway: every panel and rule has data, or a stated zero."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import store_figures
+from gateway.store.ledger import RunState
+from gateway.store.place import Place
+from tests.fakes.prometheus import prometheus
+from tests.fakes.rig import FAR, IN_DOMAIN, rig
+from tests.unit.test_dashboards import BOARDS, panels, plain
+from tests.unit.test_rules import FILES
+
+TASK = "banking-intents"
+QUIET = {
+    "Drift": "a block of 500 judged prompts",
+    "Drift of prompts": "a block of 500 judged prompts",
+    "Replicas ready": "a registered student",
+}
+"""Panels that need more than a minute of one gateway can give, and what that is."""
+
+
+async def test_every_panel_shows_something_and_every_rule_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_figures, "EVERY_S", 0.2)
+    probe = tmp_path / "probe.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(100)]
+    probe.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with contextlib.closing(Place(tmp_path / "understudy.db").ledger()) as ledger:
+        run = ledger.start(TASK, "cron", {}, "code", time.time() - 60)
+        ledger.begin_stage(run, "split", {}, time.time() - 50)
+        ledger.end_stage(run, "split", {"train": 40}, time.time() - 40)
+        ledger.end(run, RunState.REFUSED, "worse", time.time() - 30)
+    settings: dict[str, Any] = {
+        "risk": {"draw_rate": 1.0},
+        "probe": {"file": str(probe), "every_s": 60.0},
+    }
+    async with rig(tmp_path, says="apr", **settings) as r:
+        target = r.url.removeprefix("http://")
+        rules = [tmp_path / path.name for path in FILES]
+        for path, copy in zip(FILES, rules, strict=True):
+            copy.write_text(path.read_text().replace("interval: 30s", "interval: 1s"))
+        async with prometheus(tmp_path, target, rules) as server:
+            began = time.monotonic()
+            number = 0
+            while time.monotonic() - began < 25:  # several scrapes, with counters that rise
+                number += 1
+                await r.ask(f"{IN_DOMAIN} {number}")
+                await r.ask(f"{FAR} {number}", stream=True)
+                await asyncio.sleep(0.2)
+            empty = {}
+            for board in BOARDS.values():
+                for panel in panels(board):
+                    for target_ in panel["targets"]:
+                        expr = plain(target_["expr"]).replace("[1m]", "[10s]")
+                        if not await server.query(expr):
+                            empty[panel["title"]] = expr
+            assert set(empty) == set(QUIET), empty
+            found = await server.rules()
+            assert {rule["health"] for rule in found} == {"ok"}, found
+            firing = {
+                r["name"] for r in found if r["type"] == "alerting" and r["state"] == "firing"
+            }
+            assert firing == set()
+            recorded = [r["name"] for r in found if r["type"] == "recording"]
+            for name in recorded:
+                assert await server.query(name) or name in RARE, name
+
+
+RARE = {
+    "understudy:served_draws:increase6h", "understudy:served_risk:rate3d",
+    "understudy:served_risk:rate6h",
+}  # fmt: skip
+"""Of draws of what the student served; none where the gate is closed."""
