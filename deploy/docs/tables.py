@@ -150,7 +150,9 @@ def all_commands() -> Iterator[tuple[str, Any]]:
     for name, (module, _) in COMMANDS.items():
         root: Any = typer.main.get_command(importlib.import_module(module).app)
         children = getattr(root, "commands", {})
-        if name in children:
+        if not children:
+            yield name, root
+        elif name in children:
             yield name, children[name]
         else:
             yield from ((f"{name} {child}", command) for child, command in children.items())

@@ -111,3 +111,9 @@ def test_commands_in_the_pages_exist() -> None:
         options = {o for p in commands[name].params for o in (*p.opts, *p.secondary_opts)}
         given = {word.split("=")[0] for word in words if word.startswith("--")}
         assert given <= options, f"{where}: understudy {' '.join(words)}: {given - options}"
+        # Who gives options has to give all that are wanted; a bare name only names.
+        required = {p.opts[0] for p in commands[name].params
+                    if p.required and not getattr(p, "prompt", None)
+                    and p.param_type_name == "option"} - {"--config"}  # fmt: skip
+        said = f"{where}: understudy {' '.join(words)}: {required - given}"
+        assert not given or "…" in words or required <= given, said
