@@ -11,6 +11,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("gateway.commands", "Run the gateway."),
     "check-config": ("gateway.commands", "Check a configuration file and name every mistake."),
     "doctor": ("gateway.doctor", "Check everything that a gateway needs, and say how to mend it."),
+    "top": ("gateway.top", "Watch the split, the promise and the upstreams, live."),
     "explain": ("gateway.commands", "Say how a prompt would be judged, and why."),
     "replay": ("gateway.commands", "Try another budget, threshold or artefact on logged draws."),
     "gate": ("gateway.gates", "Show, open and close the gates of tasks."),
