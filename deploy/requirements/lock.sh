@@ -6,6 +6,10 @@ uv=${UV:-.venv/bin/uv}
 common="--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header -q -p 3.11"
 "$uv" pip compile pyproject.toml --extra dev --extra encoder --universal $common \
     --override deploy/requirements/gateway-overrides.txt -o deploy/requirements/gateway.lock
+# What runs in production: the same versions, without what only tests need.
+"$uv" pip compile pyproject.toml --extra encoder --extra postgres --extra distill --universal $common \
+    --override deploy/requirements/gateway-overrides.txt -c deploy/requirements/gateway.lock \
+    -o deploy/requirements/runtime.lock
 "$uv" pip compile deploy/requirements/bootstrap.in $common -o deploy/requirements/bootstrap.lock
 "$uv" pip compile deploy/requirements/clients.in $common -o deploy/requirements/clients.lock
 UV_FIND_LINKS="${PIP_FIND_LINKS:-}" "$uv" pip compile deploy/requirements/student.in $common \
