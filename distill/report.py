@@ -115,7 +115,8 @@ def _versions(night: Night, found: Mapping[str, Any]) -> str:
         name = who.split(" (")[0].split(",")[0]
         p_value: object = ""
         if before["name"] is not None and before["agrees"] is not agrees:
-            lost, gained, p = mcnemar(list(zip(agrees, before["agrees"], strict=True)))
+            # The base was asked about the first rows alone.
+            lost, gained, p = mcnemar(list(zip(agrees, before["agrees"], strict=False)))
             p_value = f"{lost} lost, {gained} gained, p = {p:.2g}"
         alone = (speeds.get(name) or {}).get("alone_ms")
         share = f"{sum(agrees)} of {len(agrees)} ({_percent(_mean(agrees, range(len(agrees))))})"

@@ -42,8 +42,8 @@ from router.rows import Row, write_rows
 Facts = dict[str, Any]
 BASE = "base"
 """Who has no version: the model that adapters are trained on."""
-MOST_COMBINE = 1500
-"""Combine rows that a judge is fitted on, the newest: each costs an answer of the candidate."""
+BASE_ROWS = 100
+"""Test rows that the base model is asked about: it answers at length, and only to compare."""
 
 
 def collect_stage(night: Night) -> Facts:
@@ -205,7 +205,7 @@ def evaluate_stage(night: Night) -> Facts:
     for name in names:
         night.job.say(f"asking {name} about {len(test)} test prompts")
         said[name] = asked(night, night.version(name), [e.row for e in test])
-    base = _base_said(night, [e.row for e in test])
+    base = _base_said(night, [e.row for e in test[:BASE_ROWS]])
     if base is not None:
         said[BASE] = base
     agrees = {name: [agree(row) for row in rows] for name, rows in said.items()}
@@ -308,7 +308,9 @@ def combine_rows(night: Night, examples: Sequence[Example], places: Splitting) -
     """Draws that fit the judge: the combine split, and calibration rows that have decided once."""
     used = [e for e in places.of(Split.CALIBRATE, examples) if places.samples[e.id].used_by]
     rows = [*places.of(Split.COMBINE, examples), *used]
-    return sorted(rows, key=lambda e: (e.created_at, e.id))[-MOST_COMBINE:]
+    return sorted(rows, key=lambda e: (e.created_at, e.id))[
+        -night.job.task.distill.max_combine_rows :
+    ]
 
 
 def trained_rows(night: Night, version: Version) -> list[Row]:

@@ -66,6 +66,12 @@ class Distill(Section):
     min_calibrate_rows: int = Field(
         100, ge=1, description="Fewest fresh calibration rows; a candidate waits for them."
     )
+    max_combine_rows: int = Field(
+        1500,
+        ge=50,
+        description="Most combine rows that a judge is fitted on, the newest; each costs an answer "
+        "of the candidate.",
+    )
     promise: Literal["every_version", "all_versions"] = Field(
         "all_versions",
         description="What risk.delta is for: each version by itself, or all that are ever promoted "

@@ -117,7 +117,7 @@ class World:
                     "distill": {
                         "folder": "students", "base": str(BASE), "python": str(VLLM_PYTHON),
                         "shares": {"test": 0.2, "calibrate": 0.45, "combine": 0.15, "dev": 0.05},
-                        "max_tokens": 16, "epochs": 3.0, **distill,
+                        "max_tokens": 16, "epochs": 3.0, "max_combine_rows": 600, **distill,
                     },
                 }
             ],
