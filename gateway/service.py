@@ -148,7 +148,8 @@ class Service:
         )
         self.passthrough = Passthrough(session, self.tasks.default, books)
         audits = kept(stack, place.audits())
-        offload = Offload(stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "store")))
+        pool = stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "store"))
+        offload = Offload(pool)
         self.auditor = Auditor(self.tasks, audits, self.metrics, books.wake_audit, offload)
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
@@ -185,6 +186,9 @@ class Service:
         ]
         if self._first:
             workers.append(sweeper)
+        # Between the workers and the connections: a thread that a cancelled worker left must be
+        # done with a connection before it is closed.
+        stack.callback(pool.shutdown)
         for worker in workers:
             stack.push_async_callback(stopped, asyncio.create_task(logged(worker)))
         self._make_admin()
