@@ -134,6 +134,8 @@ def _message(item: Mapping[str, Any], where: str) -> Message:
         return Message(role, content)
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise invalid("invalid_type", f"{where}.content", "must be a string or a list of parts")
+    if not all(isinstance(part.get("type"), str) for part in content):
+        raise invalid("invalid_type", f"{where}.content", "has a part whose 'type' is no string")
     texts = [part.get("text") for part in content if part.get("type") in _TEXTS]
     if not all(isinstance(text, str) for text in texts):
         raise invalid("invalid_type", f"{where}.content", "has a text part without a text")

@@ -183,7 +183,9 @@ async def test_versions_change_and_a_forgotten_one_comes_back(tmp_path: Path, vl
             mark = len(seen)
             async with httpx.AsyncClient(base_url=vllm.settings.url, timeout=60) as server:
                 (await server.post("/unload_lora_adapter", json={"lora_name": first}))
-            await until(None)
+            async with asyncio.timeout(90):
+                while all(name is not None for _, name in seen[mark:]):
+                    await asyncio.sleep(0.02)
             await until(first)
             over_now.set()
             await asyncio.gather(*users)

@@ -202,6 +202,7 @@ async def test_a_student_that_does_not_declare_responses_is_not_asked(tmp_path: 
     {}, {"input": 3}, {"input": []}, {"input": [3]}, {"input": [{"role": "x", "content": "a"}]},
     {"input": "a", "temperature": 9}, {"input": "a", "tools": 3}, {"input": "a", "store": "yes"},
     {"input": [{"role": "user", "content": [{"type": "input_text"}]}]},
+    {"input": [{"role": "user", "content": [{"type": []}]}]},
 ])  # fmt: skip
 async def test_bad_responses_requests_are_400(tmp_path: Path, body: dict[str, Any]) -> None:
     async with rig(tmp_path) as r:
