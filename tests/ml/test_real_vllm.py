@@ -167,7 +167,9 @@ async def test_versions_change_and_a_forgotten_one_comes_back(tmp_path: Path, vl
             async def user() -> None:
                 while not over_now.is_set():
                     answer = await r.ask()
-                    seen.append((answer.status_code, answer.headers.get("x-understudy-student")))
+                    by = answer.headers.get("x-understudy-served-by")
+                    name = answer.headers.get("x-understudy-student") if by == "student" else None
+                    seen.append((answer.status_code, name))
 
             async def until(name: str | None) -> None:
                 async with asyncio.timeout(90):
