@@ -8,17 +8,20 @@ import gzip
 import json
 import re
 import time
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
 from distill import runner
 from distill.distill_commands import app
 from distill.job import load_job
+from distill.replicas import unload_everywhere
 from distill.runner import Busy, leased, start
 from gateway.captures import app as captures
 from gateway.scrub import end_user_digest
@@ -32,6 +35,13 @@ from tests.faults.distill_kills import ended, facts, killed_until_it_ends
 from tests.faults.distill_kills import start as started
 
 CLI = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _forgets(student: str) -> None:
+    """A version's name stands for one folder for ever, and every test here has a ``@v1``."""
+    for model in httpx.get(f"{student}/models").json()["data"]:
+        assert unload_everywhere([student], model["id"]) == []
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +230,8 @@ class JudgingTeacher:
         first, second = pair["answer_1"], pair["answer_2"]
         self.pairs.append((first, second))
         word = "Yes." if first.removeprefix("it is ") == second.removeprefix("it is ") else "NO"
-        if len(self.pairs) % 40 == 0:
+        # By the question, not by its turn: calls arrive in any order.
+        if zlib.crc32(received.text.encode()) % 40 == 0:
             self.mumbles, word = self.mumbles + 1, "It depends."
         message = {"role": "assistant", "content": word}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
