@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from distill.job import Job
 from distill.night import Night
-from distill.teacher import Answer, Teacher
+from distill.paying import in_parts
 from router import equivalence
 from router.comparator import JUDGE, parse, text
 from router.rows import Row
-
-AT_ONCE = 32
 
 
 class MoneySpent(Exception):
@@ -45,14 +41,10 @@ def judged(night: Night, rows: Sequence[Row]) -> list[Row]:
     missing = [question for question in keys if question not in words]
     if missing:
         night.job.say(f"asking the teacher whether {len(missing)} pairs of answers agree")
-    for start in range(0, len(missing), AT_ONCE):
-        if night.money_left() <= 0:
-            raise MoneySpent(
-                f"distill.usd_per_day is spent: {len(missing) - start} pairs are not compared"
-            )
-        part = missing[start : start + AT_ONCE]
-        answers = asyncio.run(_asked(night.job, part))
-        night.spend(sum(answer.usd for answer in answers))
+    done = 0
+    for answers in in_parts(night, [equivalence.conversation(q) for q in missing]):
+        part = missing[done : done + len(answers)]
+        done += len(part)
         found = {
             question: said
             for question, answer in zip(part, answers, strict=True)
@@ -62,7 +54,10 @@ def judged(night: Night, rows: Sequence[Row]) -> list[Row]:
             night.job.task.name, {keys[q]: said for q, said in found.items()}, time.time()
         )
         words |= found
-        night.beat()
+    if done < len(missing):
+        raise MoneySpent(
+            f"distill.usd_per_day is spent: {len(missing) - done} pairs are not compared"
+        )
     return [
         replace(row, agrees=True if question is None else words.get(question, False))
         for row, question in zip(rows, asked, strict=True)
@@ -77,8 +72,3 @@ def _question(row: Row) -> str:
     messages = [{"role": m.role, "content": m.content} for m in row.messages]
     said = row.student.text if row.student is not None else ""
     return equivalence.question(messages, said, row.completion or "")
-
-
-async def _asked(job: Job, questions: Sequence[str]) -> list[Answer]:
-    async with Teacher(job, AT_ONCE) as teacher:
-        return await teacher.ask_all([equivalence.conversation(q) for q in questions])

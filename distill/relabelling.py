@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from distill.examples import Example
-from distill.job import Job
 from distill.night import Night
-from distill.teacher import Answer, Teacher
+from distill.paying import in_parts
 from gateway.store.samples import Label
-
-AT_ONCE = 32
 
 
 def relabel(night: Night, stale: Sequence[Example]) -> int:
@@ -23,17 +19,12 @@ def relabel(night: Night, stale: Sequence[Example]) -> int:
     Returns:
         How many have a label of today.
     """
-    job, spent, count = night.job, 0.0, 0
+    job, done, count = night.job, 0, 0
     order = sorted(stale, key=lambda e: (e.p is None, -e.created_at, e.id))
-    for start in range(0, len(order), AT_ONCE):
-        if spent >= job.task.distill.relabel_usd or night.money_left() <= 0:
-            job.say(f"the budget is spent: {len(order) - start} prompts stay stale")
-            break
-        part = order[start : start + AT_ONCE]
-        answers = asyncio.run(_asked(job, part))
-        usd = sum(answer.usd for answer in answers)
-        night.spend(usd)
-        spent += usd
+    chats = [[asdict(m) for m in example.messages] for example in order]
+    for answers in in_parts(night, chats, job.task.distill.relabel_usd):
+        part = order[done : done + len(answers)]
+        done += len(part)
         labels = [
             Label(example.id, answer.text, job.task.teacher.model, night.clock())
             for example, answer in zip(part, answers, strict=True)
@@ -41,10 +32,6 @@ def relabel(night: Night, stale: Sequence[Example]) -> int:
         ]
         night.samples.relabel(job.task.name, labels)
         count += len(labels)
-        night.beat()
+    if done < len(order):
+        job.say(f"the budget is spent: {len(order) - done} prompts stay stale")
     return count
-
-
-async def _asked(job: Job, examples: Sequence[Example]) -> list[Answer]:
-    async with Teacher(job, AT_ONCE) as teacher:
-        return await teacher.ask_all([[asdict(m) for m in e.messages] for e in examples])

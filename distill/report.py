@@ -11,6 +11,7 @@ from typing import Any
 from distill import plots
 from distill.deciding import mcnemar
 from distill.night import Night
+from distill.stages import BASE
 from gateway.store.ledger import Stage
 from gateway.store.students import Version
 
@@ -105,22 +106,21 @@ def _versions(night: Night, found: Mapping[str, Any]) -> str:
     """Candidates, incumbent and base on the same prompts."""
     before, tokens = found["incumbent"], found["tokens"]
     speeds = night.outputs["evaluate"].get("speed") or {}
-    everybody = {name: said["agrees"] for name, said in found["candidates"].items()}
+    everybody = [(name, name, said["agrees"]) for name, said in found["candidates"].items()]
     if before["name"] is not None:
-        everybody[f"{before['name']} (incumbent)"] = before["agrees"]
+        everybody.append((before["name"], f"{before['name']} (incumbent)", before["agrees"]))
     if found.get("base") is not None:
-        everybody["base, untrained"] = found["base"]
+        everybody.append((BASE, "base, untrained", found["base"]))
     rows = []
-    for who, agrees in everybody.items():
-        name = who.split(" (")[0].split(",")[0]
-        p_value: object = ""
-        if before["name"] is not None and before["agrees"] is not agrees:
+    for name, caption, agrees in everybody:
+        against: object = ""
+        if before["name"] not in (None, name):
             # The base was asked about the first rows alone.
             lost, gained, p = mcnemar(list(zip(agrees, before["agrees"], strict=False)))
-            p_value = f"{lost} lost, {gained} gained, p = {p:.2g}"
+            against = f"{lost} lost, {gained} gained, p = {p:.2g}"
         alone = (speeds.get(name) or {}).get("alone_ms")
         share = f"{sum(agrees)} of {len(agrees)} ({_percent(_mean(agrees, range(len(agrees))))})"
-        rows.append((who, share, p_value, tokens.get(name), alone))
+        rows.append((caption, share, against, tokens.get(name), alone))
     return "<h2>On the same test prompts</h2>" + _table(
         ("who", "agrees with the teacher", "against the incumbent (exact McNemar)",
          "tokens an answer", "ms, alone"), rows

@@ -47,7 +47,7 @@ def serving_task(config: Config, name: str | None) -> tuple[Task, Path]:
     task = find_task(config, name, judged=name is None)
     if task.registered:
         place = place_of(config, environment())
-        if not place.shared and not place.path.is_file():
+        if not place.there:
             raise StoreError(f"{place.path}: no such store; has the gateway run with this file?")
         task = deployed_task(task, place)
     artefact = task.router.artefact if task.router is not None else None

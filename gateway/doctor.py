@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from pathlib import Path
@@ -18,9 +18,10 @@ import httpx
 import typer
 
 from gateway.config_file import environment, load_config, place_of, read_secrets, store_path
-from gateway.deployed import deployed_task
+from gateway.deployed import as_deployed
 from gateway.errors import ConfigError, StoreError
 from gateway.settings import Config
+from gateway.store.ledger import DAY_S
 from gateway.store.opening import damaged, set_aside
 from gateway.store.place import Place
 from gateway.store.records import Filter
@@ -103,11 +104,12 @@ def examine(path: Path, environ: Mapping[str, str], now: float) -> Iterator[Find
     yield from stored
     # Of a store that cannot be read, nothing more is asked.
     sound = all(finding.level is not Level.FAIL for finding in stored)
-    place = place_of(config, environ) if sound else None
+    found = place_of(config, environ) if sound else None
+    place = found if found is not None and found.there else None
     for task in config.tasks:
         yield from _teacher(task, environ, now)
         yield from _student(task, place)
-        if place is not None and (place.shared or place.path.is_file()):
+        if place is not None:
             yield from _traffic(task, place, now)
             yield from _nights(task, place, now)
 
@@ -197,7 +199,7 @@ def _student(task: Task, place: Place | None) -> Iterator[Finding]:
         return
     version: Version | None = None
     if task.registered:
-        if place is None or not (place.shared or place.path.is_file()):
+        if place is None:
             return
         with contextlib.closing(place.registry()) as registry:
             row = registry.deployment(task.name)
@@ -208,7 +210,7 @@ def _student(task: Task, place: Place | None) -> Iterator[Finding]:
             return
         yield from _version(task, version)
         with contextlib.suppress(ConfigError):
-            task = deployed_task(task, place)
+            task = as_deployed(task, version)
     assert task.student is not None
     name = version.name if version is not None else task.student.served_model
     for url in task.student.base_urls:
@@ -256,10 +258,9 @@ def _traffic(task: Task, place: Place, now: float) -> Iterator[Finding]:
     """The last day's prompts whose fixed part is new: an application that changed its template."""
     area = f"{task.name}/templates"
     with contextlib.closing(place.reader()) as store:
-        asked = store.count(Filter(task=task.name, since=now - 86_400))
-        new = store.count(
-            Filter(task=task.name, since=now - 86_400, reason=Reason.NEW_TEMPLATE.value)
-        )
+        today = Filter(task=task.name, since=now - DAY_S)
+        asked = store.count(today)
+        new = store.count(replace(today, reason=Reason.NEW_TEMPLATE.value))
     if asked < FEW:
         return
     says = f"{new} of {asked} requests in a day have a template that the student never saw"

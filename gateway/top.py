@@ -90,12 +90,14 @@ def _tasks(before: Look, now: Look) -> Table:
     student = _rates(before, now, "understudy_requests_total", "task", served_by="student")
     spent = _rates(before, now, "understudy_cost_usd_total", "task")
     avoided = _rates(before, now, "understudy_cost_avoided_usd_total", "task")
+    lower, upper, alpha, coverage, missing, open_, canary = (
+        now.by(f"understudy_{name}", "task")
+        for name in ("risk_lower_bound", "risk_upper_bound", "risk_alpha", "coverage_ratio",
+                     "audit_labels_missing", "gate_open", "canary_share")
+    )  # fmt: skip
     for task in sorted(now.by("understudy_requests_total", "task")):
-        low, high = (
-            now.by(f"understudy_risk_{side}_bound", "task").get(task) for side in ("lower", "upper")
-        )
+        low, high, gate = lower.get(task), upper.get(task), open_.get(task)
         state = [s for s, on in now.by("understudy_audit_state", "state", task=task).items() if on]
-        gate = now.by("understudy_gate_open", "task").get(task)
         versions = [v for v, on in now.by("understudy_student_info", "student", task=task).items()
                     if on]  # fmt: skip
         rate = requests.get(task, 0.0)
@@ -103,14 +105,14 @@ def _tasks(before: Look, now: Look) -> Table:
             task,
             f"{rate:.1f}",
             f"{student.get(task, 0.0) / rate:.0%}" if rate else "-",
-            _percent(now.by("understudy_coverage_ratio", "task").get(task)),
+            _percent(coverage.get(task)),
             f"{low:.3f} to {high:.3f}" if low is not None and high is not None else "-",
-            _percent(now.by("understudy_risk_alpha", "task").get(task)),
+            _percent(alpha.get(task)),
             _coloured(state[0]) if state else "-",
-            _whole(now.by("understudy_audit_labels_missing", "task").get(task)),
+            _whole(missing.get(task)),
             "-" if gate is None else "[green]open[/]" if gate else "[red]closed[/]",
             ", ".join(versions) or "-",
-            _percent(now.by("understudy_canary_share", "task").get(task) or None),
+            _percent(canary.get(task) or None),
             f"{3600 * spent.get(task, 0.0):.4f}",
             f"{3600 * avoided.get(task, 0.0):.4f}",
         )
@@ -155,10 +157,12 @@ def _looked(urls: Sequence[str]) -> Look:
     for url in urls:
         for name, labels, value, counts in _scraped(url):
             known = look.samples.setdefault(name, {})
-            before = known.get(labels)
-            known[labels] = value if before is None else before + value if counts else max(
-                before, value
-            )  # fmt: skip
+            if labels not in known:
+                known[labels] = value
+            elif counts:
+                known[labels] += value
+            else:
+                known[labels] = max(known[labels], value)
     return look
 
 

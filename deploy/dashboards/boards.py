@@ -40,6 +40,14 @@ def _both(metric: str, labels: str, by: str) -> list[Query]:
     ]
 
 
+def _in_service(width: int = 12) -> Panel:
+    return states(
+        "Version in service",
+        [Query(f"max by (task, student) (understudy_student_info{{{T}}})", "{{student}}")],
+        "Green while a version answers.", ((None, "transparent"), (1, GREEN)), width,
+    )  # fmt: skip
+
+
 def traffic() -> Dashboard:
     """Who answers, why, and what it costs."""
     student = f'{T}, served_by="student"'
@@ -76,9 +84,7 @@ def traffic() -> Dashboard:
               "reqps", "Answers that were no success, by class of status."),
     ]  # fmt: skip
     versions: list[Panel] = [
-        states("Version in service",
-               [Query(f"max by (task, student) (understudy_student_info{{{T}}})", "{{student}}")],
-               "Green while a version answers.", ((None, "transparent"), (1, GREEN))),
+        _in_service(),
         lines("Canary share",
               [Query(f"max by (task) (understudy_canary_share{{{T}}})", "{{task}}")],
               "percentunit", "Share of a task's conversations that a new version answers first.",
@@ -279,9 +285,7 @@ def distillation() -> Dashboard:
                      "{{task}} {{state}}")],
               "short", "Of the latest run. Fresh calibration draws decide once.",
               stacked="normal"),
-        states("Version in service",
-               [Query(f"max by (task, student) (understudy_student_info{{{T}}})", "{{student}}")],
-               "Green while a version answers.", ((None, "transparent"), (1, GREEN)), 24),
+        _in_service(24),
         lines("Changes of versions",
               [Query(f"sum by (task, outcome) (increase(understudy_deployments_total{{{T}}}[1h]))"
                      " or vector(0)",

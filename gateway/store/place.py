@@ -29,6 +29,11 @@ class Place:
         """Whether several gateways keep their exchanges together."""
         return self.postgres is not None
 
+    @property
+    def there(self) -> bool:
+        """Whether there is something to read: Postgres, or a file that a gateway made."""
+        return self.shared or self.path.is_file()
+
     def repository(self) -> Repository:
         """A connection of its own for writing.
 

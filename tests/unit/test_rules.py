@@ -12,17 +12,9 @@ import pytest
 import yaml
 
 from tests.fakes.prometheus import promtool
-from tests.fakes.rig import ROOT
+from tests.unit.test_alerts import FILES, RULES
 
-FOLDER = ROOT / "deploy/prometheus"
-FILES = sorted(FOLDER.glob("*.rules.yaml"))
-ALERTS = {
-    rule["alert"]: rule
-    for path in FILES
-    for group in yaml.safe_load(path.read_text())["groups"]
-    for rule in group["rules"]
-    if "alert" in rule
-}
+ALERTS = {rule["alert"]: rule for rule in RULES}
 GROUPS = [group["name"] for path in FILES for group in yaml.safe_load(path.read_text())["groups"]]
 GROUPS.sort(key=lambda name: name != "understudy-ratios")
 TASK = '{task="t"}'

@@ -16,8 +16,8 @@ from gateway.store.ledger import RunState
 from gateway.store.place import Place
 from tests.fakes.prometheus import prometheus
 from tests.fakes.rig import FAR, IN_DOMAIN, rig
+from tests.unit.test_alerts import FILES
 from tests.unit.test_dashboards import BOARDS, panels, plain
-from tests.unit.test_rules import FILES
 
 TASK = "banking-intents"
 QUIET = {
