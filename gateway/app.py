@@ -105,7 +105,7 @@ def _rest(service: Service) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4")
+        return Response(await service.exposition(), media_type="text/plain; version=0.0.4")
 
     # Which paths are listed is looked up at each request, since reloads change it.
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]

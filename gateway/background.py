@@ -95,12 +95,17 @@ class Ground:
         )  # fmt: skip
         reconciler = Reconciler(deployer.students, self.session, health, self.metrics)
         deployer.ready = reconciler.look
-        ledger = kept(self.stack, self.place.ledger())
-        reader = LedgerReader(self.metrics.store_figures, ledger, self.offload)
-        workers: list[Worker] = [health, deployer, reconciler, reader]
+        workers: list[Worker] = [health, deployer, reconciler]
         if self.first:
             workers.append(Rollbacks(self.tasks, registry, deployer, self.offload))
         return deployer, workers
+
+    def figures(self) -> LedgerReader:
+        """What ``/metrics`` tells of distillation."""
+        ledger = kept(self.stack, self.place.ledger())
+        reader = LedgerReader(self.metrics.store_figures, ledger, self.offload)
+        self.stack.push_async_callback(reader.close)
+        return reader
 
     def shipping(self) -> list[Worker]:
         """From the outbox to Postgres, where there is one."""

@@ -16,9 +16,10 @@ from gateway.auth import Principal
 from gateway.capture import Capture
 from gateway.errors import GatewayError
 from gateway.logs import log
-from gateway.metrics import Metrics
-from gateway.store.records import Attempt, Captured, Status
+from gateway.metrics import LastingChild, Metrics
+from gateway.store.records import Attempt, Captured, Exchange, Status
 from gateway.streams.shape import AnswerStream
+from gateway.totals import Counts
 from gateway.turn import Reply, Turn
 from gateway.upstream import monotonic
 from gateway.verdict import Reason, ServedBy
@@ -40,6 +41,11 @@ def not_stored(task: str) -> GatewayError:
 
 
 _EXPECTED = frozenset({"ok", "abandoned", "not_confident"})
+
+
+def _traced(turn: Turn) -> dict[str, str]:
+    """For a log line: where the trace is, if there is one."""
+    return {} if turn.trace is None else {"trace_id": turn.trace.id}
 
 
 @dataclass(slots=True)
@@ -75,9 +81,8 @@ class ClientStream:
     async def fail(self, error: str) -> bytes:
         """An honest end for an answer that cannot be completed: an error event, never [DONE]."""
         turn, books = self.turn, self.books
-        turn.finished = True
         exchange = turn.exchange(Status.INCOMPLETE, self.stream.answer(), monotonic(), error=error)
-        captured = await books.capture.put(exchange)
+        captured = await books.keep(turn, exchange, 502)
         books.count(turn, 502)
         event = GatewayError(
             "stream_broken", f"The answer was cut before its end ({error}). Discard it, try again."
@@ -87,14 +92,7 @@ class ClientStream:
     def leave(self, close: Callable[[], None]) -> None:
         """Free the upstream; if the stream was abandoned, keep what there was."""
         close()
-        turn = self.turn
-        if turn.finished:
-            return
-        turn.finished = True
-        self.books.capture.put_soon(
-            turn.exchange(Status.INCOMPLETE, self.stream.answer(), monotonic(), error="client_gone")
-        )
-        self.books.count(turn, 499)
+        self.books.left(self.turn, self.stream.answer)
 
     def _mark_first(self) -> None:
         if not self._sent:
@@ -132,12 +130,8 @@ class Books:
     async def commit(self, turn: Turn, body: Mapping[str, Any]) -> Captured:
         """Put a complete exchange on disk, or say that it is not there."""
         started = time.perf_counter()
-        turn.finished = True
-        try:
-            stored = await self.capture.put(turn.exchange(Status.COMPLETE, body, monotonic()))
-        except asyncio.CancelledError:  # it is stored all the same, and so it is counted
-            self.count(turn, 499)
-            raise
+        exchange = turn.exchange(Status.COMPLETE, body, monotonic())
+        stored = await self.keep(turn, exchange, 200)
         self.spent(turn, "capture", started)
         turn.complete = True
         if turn.drawn:
@@ -146,36 +140,54 @@ class Books:
 
     async def failed(self, turn: Turn, error: GatewayError) -> Captured:
         """Keep a request that nobody could answer."""
+        captured = Captured.NO
+        if not turn.finished:  # else what the error is about is that it cannot be stored
+            exchange = turn.exchange(Status.ERROR, None, monotonic(), error=error.code)
+            captured = await self.keep(turn, exchange, error.status)
         self.count(turn, error.status)
-        if turn.finished:  # what the error is about is that it cannot be stored
-            return Captured.NO
-        turn.finished = True
-        return await self.capture.put(
-            turn.exchange(Status.ERROR, None, monotonic(), error=error.code)
-        )
+        return captured
 
     def gone(self, turn: Turn) -> None:
         """Keep a request whose client left before anything was decided."""
-        if not turn.finished:
-            turn.finished = True
-            self.capture.put_soon(
-                turn.exchange(Status.INCOMPLETE, None, monotonic(), error="client_gone")
-            )
+        self.left(turn, lambda: None)
+
+    def left(self, turn: Turn, answer: Callable[[], Mapping[str, Any] | None]) -> None:
+        """Keep what there was of an answer whose client left, unless it is kept already."""
+        if turn.finished:
+            return
+        turn.finished = True
+        exchange = turn.exchange(Status.INCOMPLETE, answer(), monotonic(), error="client_gone")
+        self.capture.put_soon(exchange, self._counts(turn, 499))
+        self.count(turn, 499)
+
+    async def keep(self, turn: Turn, exchange: Exchange, status: int) -> Captured:
+        """Hand the turn's exchange to the store, and with it what it counts for if the answer
+        goes out with this status."""
+        turn.finished = True
+        try:
+            return await self.capture.put(exchange, self._counts(turn, status))
+        except asyncio.CancelledError:  # it is stored all the same, and so it is counted
             self.count(turn, 499)
+            raise
 
     def spent(self, turn: Turn, stage: str, started: float) -> None:
         """Book the gateway's own time; ``started`` from ``time.perf_counter``."""
         seconds = time.perf_counter() - started
         turn.overhead_s += seconds
+        if turn.trace is not None:
+            turn.trace.stage(stage, seconds)
         self.metrics.overhead.labels(stage).observe(seconds)
 
     def book(self, turn: Turn, attempt: Attempt) -> None:
         """Book one upstream call."""
         turn.attempts.append(attempt)
+        if turn.trace is not None:
+            turn.trace.call(attempt)
         self.book_spend(turn.task.name, attempt)
         self._charge(turn.principal, attempt, attempt.cost_usd)
         if attempt.outcome not in _EXPECTED:
-            log("upstream_failed", id=turn.id, upstream=attempt.upstream, outcome=attempt.outcome)
+            log("upstream_failed", id=turn.id, upstream=attempt.upstream, outcome=attempt.outcome,
+                **_traced(turn))  # fmt: skip
 
     def _charge(self, principal: Principal, attempt: Attempt, usd: float) -> None:
         if principal.limited:
@@ -202,13 +214,35 @@ class Books:
             self.metrics.cost.labels(task, "teacher").inc(attempt.cost_usd)
 
     def count(self, turn: Turn, status: int) -> None:
-        """Count one request; 499 is a client that left."""
-        verdict, task = turn.verdict, turn.task.name
-        served = verdict.served_by.value
-        self.metrics.requests.labels(task, served, verdict.reason.value, f"{status // 100}xx").inc()
-        self.metrics.duration.labels(task, served).observe(monotonic() - turn.started)
-        if verdict.served_by is ServedBy.STUDENT and status == 200 and turn.attempts:
-            last, price = turn.attempts[-1], turn.task.teacher.settings.price
-            self.metrics.cost_avoided.labels(task).inc(
-                price.cost_usd(last.prompt_tokens, last.completion_tokens)
-            )
+        """Count one request; 499 is a client that left. What went along with its exchange is in
+        the store's totals, or will be, and is set right there if it ended otherwise."""
+        for child, amount in self._counted(turn, status):
+            child.show(amount)
+        if turn.counted_as != status:
+            if turn.counted_as is not None:
+                for child, amount in self._counted(turn, turn.counted_as):
+                    self.metrics.totals.add(child.series, -amount)
+            for child, amount in self._counted(turn, status):
+                self.metrics.totals.add(child.series, amount)
+        self.metrics.duration.labels(turn.task.name, turn.verdict.served_by.value).observe(
+            monotonic() - turn.started
+        )
+        if turn.trace is not None:
+            turn.trace.end(turn, status)
+            turn.trace = None
+
+    def _counts(self, turn: Turn, status: int) -> Counts:
+        turn.counted_as = status
+        return tuple((child.series, amount) for child, amount in self._counted(turn, status))
+
+    def _counted(self, turn: Turn, status: int) -> list[tuple[LastingChild, float]]:
+        """What a request that ends with this status adds to which counter."""
+        verdict, task, metrics = turn.verdict, turn.task.name, self.metrics
+        request = metrics.requests.labels(
+            task, verdict.served_by.value, verdict.reason.value, f"{status // 100}xx"
+        )
+        if verdict.served_by is not ServedBy.STUDENT or status != 200 or not turn.attempts:
+            return [(request, 1.0)]
+        last, price = turn.attempts[-1], turn.task.teacher.settings.price
+        saved = price.cost_usd(last.prompt_tokens, last.completion_tokens)
+        return [(request, 1.0), (metrics.cost_avoided.labels(task), saved)]

@@ -16,7 +16,8 @@ from gateway.metrics import Metrics
 from gateway.settings import Outbox
 from gateway.store.records import Captured, Draw, Exchange
 from gateway.store.sqlite import SqliteStore
-from gateway.writer import Job, Level, Writer
+from gateway.totals import Counts
+from gateway.writer import Job, Level, Writer, count_lost
 
 QUEUE_RECORDS = 10_000
 """More only wait where the writer is stuck in the kernel; they are not stored."""
@@ -53,14 +54,15 @@ class Capture:
         """Whether an exchange that ends now would not be stored."""
         return self._closed or self._writer.level is Level.REFUSING
 
-    async def put(self, exchange: Exchange) -> Captured:
-        """Commit one exchange: on disk when this returns, or marked as not."""
-        return await self._submit(Job(exchange))
+    async def put(self, exchange: Exchange, counts: Counts = ()) -> Captured:
+        """Commit one exchange: on disk when this returns, or marked as not. ``counts`` go to the
+        store's totals with it, or by themselves if it is lost."""
+        return await self._submit(Job(exchange, counts=counts))
 
-    def put_soon(self, exchange: Exchange) -> None:
+    def put_soon(self, exchange: Exchange, counts: Counts = ()) -> None:
         """Commit without waiting: for answers whose end nobody received."""
         if not self._closed:
-            self._writer.queue.put(Job(exchange))
+            self._writer.queue.put(Job(exchange, counts=counts))
 
     async def finish_draw(self, exchange_id: str, draw: Draw, now: float) -> bool:
         """Commit the second half of a draw."""
@@ -76,7 +78,7 @@ class Capture:
     async def _submit(self, job: Job) -> Captured:
         queue = self._writer.queue
         if self._closed or queue.qsize() >= QUEUE_RECORDS:
-            self._metrics.records.labels("lost").inc()
+            count_lost(self._metrics, [job])
             return Captured.NO
         job.waiting = self._loop.create_future()
         deadline = self._loop.time() + self._outbox.commit_timeout_s

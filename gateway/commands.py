@@ -47,7 +47,7 @@ def serve(
             _prepare_store(store_path(settings))
             _bring_up_to_date(settings, secrets)
         if place is None and settings.listen.workers > 1:
-            raise typer.Exit(supervise(config, settings.listen))
+            raise typer.Exit(supervise(config, settings.listen, store_path(settings)))
         from gateway.server import serve as run
         from gateway.service import Service
 

@@ -64,6 +64,8 @@ def named_secrets(config: Config) -> Iterator[tuple[str, str]]:
         yield "admin.key_env", config.admin.key_env
     if config.postgres is not None:
         yield "postgres.url_env", config.postgres.url_env
+    if config.telemetry is not None and config.telemetry.headers_env:
+        yield "telemetry.headers_env", config.telemetry.headers_env
     for index, task in enumerate(config.tasks):
         if task.teacher.api_key_env:
             yield f"tasks[{index}].teacher.api_key_env", task.teacher.api_key_env

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from prometheus_client import (
@@ -16,6 +18,7 @@ from prometheus_client import (
 )
 
 from gateway.store_figures import StoreFigures
+from gateway.totals import Series, Totals, taken_seeds
 from gateway.verdict import Reason, ServedBy
 
 _FAST = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -43,18 +46,58 @@ class Labelled(Generic[M]):
         return child
 
 
+class LastingChild:
+    """One series of a counter that outlives the process."""
+
+    __slots__ = ("_child", "_totals", "series")
+
+    def __init__(self, child: Counter, series: Series, totals: Totals) -> None:
+        self._child, self.series, self._totals = child, series, totals
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Count, here and in the store."""
+        self._child.inc(amount)
+        self._totals.add(self.series, amount)
+
+    def show(self, amount: float = 1.0) -> None:
+        """Count here what the store has counted."""
+        self._child.inc(amount)
+
+
+class Lasting:
+    """A counter whose values a restart takes up again (``Totals``)."""
+
+    def __init__(self, name: str, arity: int, totals: Totals, metric: Counter) -> None:
+        self.name = name
+        self.arity = arity
+        self.metric = metric
+        self._totals = totals
+        self._children: dict[tuple[str, ...], LastingChild] = {}
+
+    def labels(self, *values: str) -> LastingChild:
+        """The series with these label values."""
+        child = self._children.get(values)
+        if child is None:
+            series = Series.of(self.name, values)
+            child = LastingChild(self.metric.labels(*values), series, self._totals)
+            self._children[values] = child
+        return child
+
+
 class Metrics:
     """Everything the gateway counts; names start with ``understudy_``."""
 
     def __init__(self) -> None:
+        self.totals = Totals()
+        self._of_totals: dict[str, Lasting] = {}
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         self.store_figures = StoreFigures()
         registry.register(self.store_figures)
-        self.requests = Labelled(Counter(
+        self.requests = self._lasting(
             "understudy_requests", "Requests answered.",
-            ["task", "served_by", "reason", "code_class"], registry=registry,
-        ))  # fmt: skip
+            "task", "served_by", "reason", "code_class",
+        )  # fmt: skip
         self.duration = Labelled(Histogram(
             "understudy_request_duration_seconds", "From request to the end of the answer.",
             ["task", "served_by"], buckets=_SLOW, registry=registry,
@@ -106,17 +149,16 @@ class Metrics:
             "understudy_circuit_open", "1 while an upstream's breaker is open.", ["upstream"],
             multiprocess_mode="livemax", registry=registry,
         ))  # fmt: skip
-        self.tokens = Labelled(Counter(
-            "understudy_tokens", "Tokens spent, served or not.", ["served_by", "kind"],
-            registry=registry,
-        ))  # fmt: skip
-        self.cost = Labelled(Counter(
+        self.tokens = self._lasting(
+            "understudy_tokens", "Tokens spent, served or not.", "served_by", "kind"
+        )
+        self.cost = self._lasting(
             "understudy_cost_usd", "Money spent: teacher by token, student by machine time.",
-            ["task", "served_by"], registry=registry,
-        ))  # fmt: skip
-        self.cost_avoided = Counter(
+            "task", "served_by",
+        )  # fmt: skip
+        self.cost_avoided = self._lasting(
             "understudy_cost_avoided_usd",
-            "What the teacher would have charged for student answers.", ["task"], registry=registry,
+            "What the teacher would have charged for student answers.", "task",
         )  # fmt: skip
         self.draws = Counter(
             "understudy_audit_draws", "Draws by outcome, and by who had answered the client.",
@@ -204,11 +246,10 @@ class Metrics:
         self._of_the_store(registry)
 
     def _of_the_store(self, registry: CollectorRegistry) -> None:
-        self.records = Counter(
+        self.records = self._lasting(
             "understudy_fallback_records", "Exchanges by what became of them: stored; partial "
             "(without bodies); late (stored after the answer went out marked); lost; "
-            "not_shippable (Postgres refuses it; it stays in the outbox).", ["state"],
-            registry=registry,
+            "not_shippable (Postgres refuses it; it stays in the outbox).", "state",
         )  # fmt: skip
         self.feedback = Labelled(Counter(
             "understudy_feedback", "Feedback taken in: kind up, down or correction.",
@@ -255,6 +296,24 @@ class Metrics:
             "understudy_capture_commit_seconds", "One group commit.", buckets=_FAST,
             registry=registry,
         )  # fmt: skip
+
+    def _lasting(self, name: str, says: str, *labels: str) -> Lasting:
+        counter = Counter(name, says, labels, registry=self.registry)
+        made = Lasting(name, len(labels), self.totals, counter)
+        self._of_totals[name] = made
+        return made
+
+    def take_up(self, totals: Iterable[tuple[str, str, float]]) -> None:
+        """Begin where the former processes over this store ended; of several workers one does,
+        with what their supervisor left for it."""
+        if _several_workers():
+            totals = taken_seeds(Path(os.environ[METRICS_DIR]))
+        for metric, labels, value in totals:
+            counter = self._of_totals.get(metric)
+            values = Series(metric, labels).values()
+            # A counter that is no more, or has other labels than when this was counted, stays out.
+            if counter is not None and len(values) == counter.arity and value > 0:
+                counter.labels(*values).show(value)
 
     def open_series(self, task: str) -> None:
         """Give every reason of a task its series at 0, so that rates exist from the start."""

@@ -17,7 +17,7 @@ from gateway.errors import ConfigError
 from gateway.settings import Config
 from gateway.tasks import TaskRuntime
 
-FIXED = ("listen", "store", "postgres", "outbox", "cache")
+FIXED = ("listen", "store", "postgres", "outbox", "cache", "telemetry")
 """Sections that a process cannot change while it runs."""
 
 

@@ -48,10 +48,12 @@ from gateway.settings import Config
 from gateway.sharing import Sharer
 from gateway.store.opening import set_aside
 from gateway.store.sqlite import SqliteStore
+from gateway.store_figures import LedgerReader
 from gateway.student_side import StudentSide
 from gateway.sweeping import Sweeper
 from gateway.tasks import DEFAULT_TASK, TaskRuntime, Tasks
 from gateway.teacher_side import TeacherSide
+from gateway.trace import Tracer
 from gateway.turn import Reply, Route, Turn
 from gateway.upstream import monotonic, open_session
 from gateway.wishes import read_wishes
@@ -68,6 +70,19 @@ _PARSERS: Mapping[Api, Callable[[bytes], ApiRequest]] = {
 SHIPPING_S = 5.0
 JUDGING_THREADS = 2
 """Threads for the sentence encoder, which releases the interpreter's lock while it computes."""
+
+
+def _tracing(config: Config, secrets: Mapping[str, str]) -> Callable[[], Tracer] | None:
+    """How to begin tracing, if it is asked for."""
+    wanted = config.telemetry
+    if wanted is None:
+        return None
+    try:
+        from gateway.tracing import OtlpTracer
+    except ImportError as error:
+        raise ConfigError([f"telemetry: needs understudy[otel]: {error}"]) from error
+    headers = secrets[wanted.headers_env] if wanted.headers_env else None
+    return lambda: OtlpTracer(wanted, headers)
 
 
 def _conversation(principal: Principal, asked: ApiRequest) -> str:
@@ -87,6 +102,7 @@ class Service:
     feedback: FeedbackDesk
     readings: Readings
     deployer: Deployer
+    _figures: LedgerReader
 
     def __init__(
         self,
@@ -121,15 +137,21 @@ class Service:
         self.reload_wanted = asyncio.Event()
         self.source: Source | None = None
         """Reads configuration and secrets again; None where there is no file to read."""
+        self._begin_tracing = _tracing(config, secrets)
+        self._tracer: Tracer | None = None
         self._stack = contextlib.AsyncExitStack()
         self._place = place_of(config, secrets)
         self._encoders = encoders
         # Opening waits longer than a write may: after a crash somebody repairs the file first.
         self._writer = SqliteStore.open(self._place.path)
         self._writer.wait_at_most(BUSY_S)
+        self.metrics.take_up(self._writer.totals())
 
     async def __aenter__(self) -> Self:
         stack = self._stack
+        if self._begin_tracing is not None:
+            self._tracer = self._begin_tracing()
+            stack.push_async_callback(self._tracer.close)
         capture = Capture(self._writer, self.config.outbox, self.metrics)
         capture.start()
         stack.push_async_callback(capture.close)
@@ -165,6 +187,7 @@ class Service:
             lambda: self.config, lambda: self._secrets, self._encoders
         )
         await self.deployer.look()
+        self._figures = ground.figures()
         access = kept(stack, place.access())
         sharer = Sharer(self.allowances, access, self.metrics, offload)
         keeping = kept(stack, place.keeping())
@@ -235,6 +258,11 @@ class Service:
         log("reloaded", tasks=[task.name for task in tasks], needs_restart=fresh.fixed)
         return []
 
+    async def exposition(self) -> bytes:
+        """Every metric, in Prometheus's text format."""
+        await self._figures.look()
+        return self.metrics.exposition()
+
     def enter(self, incoming: Incoming) -> Principal:
         """Who asks, counted as in flight until ``leave``.
 
@@ -295,7 +323,10 @@ class Service:
         if task.settings.capture == "strict" and self.flow.books.capture.refusing:
             raise not_stored(task.name)
         task = task.arm_for(_conversation(principal, asked)) if task.canary else task
-        return Turn(new_id(), time.time(), started, principal, task, asked, wishes)
+        turn = Turn(new_id(), time.time(), started, principal, task, asked, wishes)
+        if self._tracer is not None:
+            turn.trace = self._tracer.begin(turn, incoming.headers)
+        return turn
 
     async def take_feedback(self, incoming: Incoming) -> dict[str, Any]:
         """``POST /v1/feedback``: no request in the sense of a key's limits, but of a known key.

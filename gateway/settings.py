@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gateway.section import EnvName, NonNegative, Positive, Section
+from gateway.section import BaseUrl, EnvName, NonNegative, Positive, Section
 from gateway.store.feedback import OPERATOR
 from gateway.task_settings import Task
 
@@ -173,6 +173,26 @@ class Admin(Section):
     key_env: EnvName = Field(description="Environment variable with the admin key.")
 
 
+class Telemetry(Section):
+    """OpenTelemetry over OTLP/HTTP. Never bodies: versions, scores, tokens, timings."""
+
+    endpoint: BaseUrl = Field(
+        description="The collector, such as `http://127.0.0.1:4318`; `/v1/traces` and `/v1/logs` "
+        "are added."
+    )
+    headers_env: EnvName | None = Field(
+        None, description="Variable with headers for the collector, `name=value,name=value`."
+    )
+    sample: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Share of requests that are traced. Where the client sends `traceparent`, its "
+        "word counts.",
+    )
+    logs: bool = Field(True, description="Send log lines too; they go to standard error anyway.")
+
+
 class Default(Section):
     """Model names that no task claims."""
 
@@ -204,6 +224,9 @@ class Config(BaseSettings):
     )
     keys: list[Key] = Field([], description="Client keys; without any only loopback may be bound.")
     admin: Admin | None = Field(None, description="The admin key; without it there is no `/admin`.")
+    telemetry: Telemetry | None = Field(
+        None, description="Traces and logs to an OpenTelemetry collector; needs `understudy[otel]`."
+    )
     default: Default | None = Field(None, description="Pass-through for unclaimed models.")
     passthrough_paths: list[Annotated[str, Field(pattern=r"^/v1/[a-z0-9_/-]+$")]] = Field(
         [], description="Other paths that are POSTed to the default upstream as they are."

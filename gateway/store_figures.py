@@ -15,7 +15,7 @@ from gateway.logs import log
 from gateway.offload import Offload
 from gateway.store.ledger import Figures, Ledger
 
-EVERY_S = 10.0
+LONGEST_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -53,19 +53,38 @@ class StoreFigures(Collector):
         return [runs, last, examples]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LedgerReader:
-    """Reads them again now and then."""
+    """Reads them before each scrape. Several workers answer scrapes in turn: figures that one of
+    them had from before would be a counter that falls, which is a restart to Prometheus. Where the
+    store does not answer there are none."""
 
     figures: StoreFigures
     ledger: Ledger
     offload: Offload
+    _asking: asyncio.Task[Figures] | None = None
 
-    async def run(self) -> None:
-        """Until cancelled. While the store is away the figures stay."""
-        while True:
-            try:
-                self.figures.latest = await self.offload.run(self.ledger.figures)
-            except StoreError as error:
-                log("ledger_unreadable", error=str(error))
-            await asyncio.sleep(EVERY_S)
+    async def look(self) -> None:
+        """Waits ``LONGEST_S`` for the store."""
+        asked = self._asking
+        if asked is None:
+            asked = self._asking = asyncio.create_task(self.offload.run(self.ledger.figures))
+        await asyncio.wait({asked}, timeout=LONGEST_S)
+        if not asked.done():
+            self.figures.latest = Figures()
+        elif self._asking is asked:  # of several scrapes at once, the first to hear
+            self._asking = None
+            self.figures.latest = self._heard(asked)
+
+    @staticmethod
+    def _heard(asked: asyncio.Task[Figures]) -> Figures:
+        try:
+            return asked.result()
+        except StoreError as error:
+            log("ledger_unreadable", error=str(error))
+            return Figures()
+
+    async def close(self) -> None:
+        """Await what is still under way."""
+        if self._asking is not None:
+            await asyncio.gather(self._asking, return_exceptions=True)

@@ -159,6 +159,7 @@ async def ask_student(
     hold: int | Literal["all"],
     timeout_s: float,
     fits: Fits = anything,
+    trace: str | None = None,
 ) -> StudentAnswer:
     """Open the call.
 
@@ -168,7 +169,9 @@ async def ask_student(
     started = monotonic()
     timeouts = Timeouts(min(5.0, timeout_s), timeout_s, timeout_s)
     try:
-        response = await upstream.post(session, "/chat/completions", orjson.dumps(body), timeouts)
+        response = await upstream.post(
+            session, "/chat/completions", orjson.dumps(body), timeouts, trace=trace
+        )
     except UpstreamError as error:
         raise StudentFault(error.kind, timeout=error.kind == "timeout") from error
     if response.status != 200:

@@ -137,6 +137,7 @@ class StudentSide:
             hold=hold if turn.request.stream and not turn.request.response_format else "all",
             timeout_s=student.settings.timeout_s,
             fits=fitting(turn.request.response_format),
+            trace=turn.trace.parent if turn.trace else None,
         )
 
     async def _confident(self, turn: Turn, pre: Prejudgement, prefix: Prefix) -> bool:

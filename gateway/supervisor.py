@@ -24,6 +24,7 @@ from prometheus_client import multiprocess
 from gateway.logs import log
 from gateway.metrics import METRICS_DIR
 from gateway.settings import Listen
+from gateway.totals import leave_seeds
 
 RESPAWN_S = 1.0
 GRACE_S = 5.0
@@ -78,6 +79,7 @@ class Supervisor:
 
     config: Path
     listen: Listen
+    store: Path
     environment: Mapping[str, str]
     _running: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -95,6 +97,7 @@ class Supervisor:
         host, port = listener.getsockname()[:2]
         with listener, tempfile.TemporaryDirectory(prefix="understudy-metrics-") as metrics:
             log("starting", host=host, port=port, workers=self.listen.workers)
+            leave_seeds(self.store, Path(metrics))
             keepers = [
                 asyncio.create_task(self._keep(slot, listener, metrics))
                 for slot in range(self.listen.workers)
@@ -180,9 +183,9 @@ def _tell(process: asyncio.subprocess.Process, number: int) -> None:
         process.send_signal(number)
 
 
-def supervise(config: Path, listen: Listen) -> int:
+def supervise(config: Path, listen: Listen, store: Path) -> int:
     """Run workers until a signal; returns the exit code."""
-    supervisor = Supervisor(config, listen, dict(os.environ))
+    supervisor = Supervisor(config, listen, store, dict(os.environ))
     try:
         return asyncio.run(supervisor.run())
     except OSError as error:

@@ -103,6 +103,8 @@ class TeacherCall:
     rng: random.Random = field(default_factory=random.Random)
     priority: Priority = Priority.LIVE
     client_key: str | None = None
+    trace: str | None = None
+    """``traceparent`` of the calls."""
 
     async def open(self, question: Question, deadline: float | None = None) -> OpenTeacher:
         """Ask until an answer begins, or where it has to be whole, until it is.
@@ -212,7 +214,13 @@ class TeacherCall:
         key = self.client_key if upstream is self.runtime.upstreams[0] else None
         try:
             response = await upstream.upstream.post(
-                self.session, question.path, payload, limits, key=key, until=until
+                self.session,
+                question.path,
+                payload,
+                limits,
+                key=key,
+                until=until,
+                trace=self.trace,
             )
         except UpstreamError as error:
             raise _Failed(error.kind, None, refusals.unavailable(str(error))) from error

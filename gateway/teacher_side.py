@@ -45,6 +45,7 @@ class TeacherSide:
             note,
             self.rng,
             client_key=turn.wishes.teacher_key,
+            trace=turn.trace.parent if turn.trace else None,
         )
 
     def opening(self, turn: Turn, call: TeacherCall) -> Coroutine[Any, Any, OpenTeacher]:

@@ -12,6 +12,7 @@ from gateway.auth import Principal
 from gateway.scrub import end_user_of
 from gateway.store.records import Attempt, Draw, DrawState, Exchange, Status
 from gateway.tasks import TaskRuntime
+from gateway.trace import Trace
 from gateway.verdict import Reason, ServedBy, Verdict
 from router.confidence import Prefix
 from router.judge import Prejudgement
@@ -68,6 +69,9 @@ class Turn:
     """Whether its exchange was handed to the store already."""
     complete: bool = False
     """Whether that was a whole answer."""
+    trace: Trace | None = None
+    counted_as: int | None = None
+    """The status that its exchange took along to the store's totals."""
 
     def __post_init__(self) -> None:
         judge = self.task.judge

@@ -161,9 +161,11 @@ class Upstream:
         content_type: str = _JSON,
         key: str | None = None,
         until: float = math.inf,
+        trace: str | None = None,
     ) -> UpstreamResponse:
         """Send a request and wait for the status line; ``key`` replaces the upstream's own. The
-        whole answer has to be here by ``until``, in monotonic seconds.
+        whole answer has to be here by ``until``, in monotonic seconds. ``trace`` is the call's
+        ``traceparent``.
 
         Raises:
             UpstreamError: ``connect`` or ``timeout``.
@@ -171,6 +173,8 @@ class Upstream:
         headers = {"content-type": content_type}
         if key or self.api_key:
             headers["authorization"] = f"Bearer {key or self.api_key}"
+        if trace is not None:
+            headers["traceparent"] = trace
         self.in_flight += 1
         try:
             with within(min(timeouts.connect_s + timeouts.first_byte_s, until - monotonic())):

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from queue import Empty, SimpleQueue
@@ -24,6 +24,7 @@ from gateway.settings import Outbox
 from gateway.store.faults import Fault, WriteError
 from gateway.store.records import Captured, Exchange
 from gateway.store.sqlite import SqliteStore
+from gateway.totals import Counts, Series
 
 MAX_BATCH = 256
 RETRY_S = 1.0
@@ -50,6 +51,8 @@ class Job:
     write: Callable[[SqliteStore], None] | None = None
     waiting: asyncio.Future[Captured] | None = None
     size: int = 0
+    counts: Counts = ()
+    """What is counted with it, or when it is given up."""
 
     @property
     def told(self) -> bool:
@@ -93,10 +96,10 @@ class Writer:
             self._store.close()
 
     def _batch(self) -> list[Job | None]:
-        """What waits; nothing after a while, when there is something to try again."""
-        idle = not self._late and self.level is Level.WHOLE
+        """What waits; nothing after a while, since there may be something to try again, or
+        something that was counted after its exchange."""
         try:
-            batch = [self.queue.get(timeout=None if idle else RETRY_S)]
+            batch = [self.queue.get(timeout=RETRY_S)]
         except Empty:
             return []
         while len(batch) < MAX_BATCH:
@@ -112,7 +115,7 @@ class Writer:
             self._round(jobs)
         except Exception as error:
             log("capture_round_failed", error=repr(error), jobs=len(jobs))
-            self._count("lost", sum(not job.told for job in jobs))
+            self._lost([job for job in jobs if not job.told])
             self._tell([(job, Captured.NO) for job in jobs])
 
     def _round(self, jobs: Sequence[Job]) -> None:
@@ -133,6 +136,8 @@ class Writer:
             self._try_late()
         elif self._fault is not None and not exchanges and self._store.writable():
             self._fault = None
+        if self._metrics.totals and not exchanges and self._fault is None:
+            self._put([], [])
         self._settle()
 
     def _try_late(self) -> None:
@@ -145,26 +150,23 @@ class Writer:
         if self._pressure is Level.REFUSING:
             return self._postpone(jobs, Fault.FULL)
         rows = [_reduced(job, self._pressure is Level.PARTIAL) for job in jobs]
-        fault = self._attempt(rows)
+        fault = self._attempt(jobs, rows)
         if fault is Fault.UNFIT and len(jobs) > 1:  # one bad row must not cost its neighbours
             return [pair for job in jobs for pair in self._commit([job])]
         if fault is Fault.FULL and any(row.droppable and row.bodies for row in rows):
             rows = [_reduced(job, True) for job in jobs]
-            fault = self._attempt(rows)
+            fault = self._attempt(jobs, rows)
             self._pressure = Level.PARTIAL  # until the next look
         if fault is None:
             self._fault = None
-            return [self._stored(job, row) for job, row in zip(jobs, rows, strict=True)]
+            return [
+                (job, Captured.YES if row.bodies else Captured.PARTIAL)
+                for job, row in zip(jobs, rows, strict=True)
+            ]
         if fault is Fault.UNFIT:
-            self._count("lost", len(jobs))
+            self._lost(jobs)
             return [(job, Captured.NO) for job in jobs]
         return self._postpone(jobs, fault)
-
-    def _stored(self, job: Job, row: Exchange) -> tuple[Job, Captured]:
-        captured = Captured.YES if row.bodies else Captured.PARTIAL
-        late = job.told if job.waiting is not None else job.size > 0
-        self._count("late" if late else "stored" if row.bodies else "partial", 1)
-        return job, captured
 
     def _postpone(self, jobs: list[Job], fault: Fault) -> list[tuple[Job, Captured]]:
         """Keep in memory what cannot be stored now. Whoever waits hears so at once, except under
@@ -180,14 +182,38 @@ class Writer:
         while self._late_bytes > self._outbox.memory_bytes:
             oldest = self._late.popleft()
             self._late_bytes -= oldest.size
-            self._count("lost", 1)
+            self._lost([oldest])
             told.append((oldest, Captured.NO))
         return told
 
-    def _attempt(self, rows: list[Exchange]) -> Fault | None:
+    def _attempt(self, jobs: list[Job], rows: list[Exchange]) -> Fault | None:
+        """Commit rows and what they count for, in one transaction."""
+        records, totals = self._metrics.records, self._metrics.totals
+        pairs = list(zip(jobs, rows, strict=True))
+        states = [_state(job, row) for job, row in pairs]
+        counts = [pair for job in jobs for pair in job.counts]
+        counts += [(records.labels(state).series, 1.0) for state in states]
+        fault = self._put(rows, counts)
+        if fault is None:
+            for (job, row), before in zip(pairs, states, strict=True):
+                state = _state(job, row)
+                records.labels(state).show()
+                if state != before:  # whoever waited was let go while the commit did
+                    totals.add(records.labels(before).series, -1.0)
+                    totals.add(records.labels(state).series, 1.0)
+        return fault
+
+    def _put(self, rows: list[Exchange], counts: Iterable[tuple[Series, float]]) -> Fault | None:
+        """With them goes what was counted meanwhile; where that fails it waits on."""
+        totals = self._metrics.totals
+        taken = totals.take()
+        added = dict(taken)
+        for series, amount in counts:
+            added[series] = added.get(series, 0.0) + amount
         try:
-            self._store.put(rows)
+            self._store.put(rows, [(*series, amount) for series, amount in added.items()])
         except WriteError as error:
+            totals.put_back(taken)
             if error.fault is not self._fault:
                 log("capture_failed", error=str(error), fault=error.fault.value)
             return error.fault
@@ -262,11 +288,13 @@ class Writer:
                 break
         if self._late:
             log("captures_lost", count=len(self._late), fault=self._fault)
-            self._count("lost", len(self._late))
+            self._lost(list(self._late))
             self._tell([(job, Captured.NO) for job in self._late])
+        if self._metrics.totals:
+            self._put([], [])
 
-    def _count(self, state: str, number: int) -> None:
-        self._metrics.records.labels(state).inc(number)
+    def _lost(self, jobs: Sequence[Job]) -> None:
+        count_lost(self._metrics, jobs)
 
     def _tell(self, ended: list[tuple[Job, Captured]]) -> None:
         """Wake the loop once for a whole batch."""
@@ -288,6 +316,20 @@ def _reduced(job: Job, short: bool) -> Exchange:
     assert job.exchange is not None
     droppable = short and job.exchange.droppable
     return job.exchange.without_bodies() if droppable else job.exchange
+
+
+def count_lost(metrics: Metrics, jobs: Sequence[Job]) -> None:
+    """Exchanges that are not stored are requests, and calls, all the same."""
+    metrics.records.labels("lost").inc(len(jobs))
+    for job in jobs:
+        for series, amount in job.counts:
+            metrics.totals.add(series, amount)
+
+
+def _state(job: Job, row: Exchange) -> str:
+    """The label of ``understudy_fallback_records_total`` for a row that is stored now."""
+    late = job.told if job.waiting is not None else job.size > 0
+    return "late" if late else "stored" if row.bodies else "partial"
 
 
 def _size(job: Job) -> int:

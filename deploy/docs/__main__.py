@@ -25,6 +25,15 @@ _ADMIN = (
     "`understudy gate` and `understudy students` do the same through the store. Events, also counted in "
     "`understudy_events_total`:"
 )
+METRICS = (
+    "# Metrics\n\nAll labels are bounded; none holds a user, a key or text. `/metrics` of any worker "
+    "tells of all of them.\n\n`understudy_requests_total`, `understudy_tokens_total`, "
+    "`understudy_cost_usd_total`,\n`understudy_cost_avoided_usd_total` and "
+    "`understudy_fallback_records_total` go on over restarts: the\ncommit that stores an exchange "
+    "counts it in the store's file too, and a start begins there. Every other\ncounter begins at "
+    "zero with the gateway. `understudy_distill_*` is read from the store at each scrape;\nwhile it "
+    "does not answer there is none of them."
+)
 PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
     "configuration.md": (
         "# Configuration\n\nOne YAML file, validated once at start; `understudy check-config FILE` "
@@ -47,7 +56,7 @@ PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
              "## Errors\n\n" + tables.errors(), _ADMIN, tables.events()]
         ),
     ),
-    "metrics.md": ("# Metrics\n\nAll labels are bounded; none holds a user, a key or text.", tables.metrics),
+    "metrics.md": (METRICS, tables.metrics),
     "cli.md": ("# Commands", tables.commands),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ common="--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate
 "$uv" pip compile pyproject.toml --extra dev --extra encoder --universal $common \
     --override deploy/requirements/gateway-overrides.txt -o deploy/requirements/gateway.lock
 # What runs in production: the same versions, without what only tests need.
-"$uv" pip compile pyproject.toml --extra encoder --extra postgres --extra distill --universal $common \
+"$uv" pip compile pyproject.toml --extra encoder --extra postgres --extra distill --extra otel --universal $common \
     --override deploy/requirements/gateway-overrides.txt -c deploy/requirements/gateway.lock \
     -o deploy/requirements/runtime.lock
 "$uv" pip compile deploy/requirements/bootstrap.in $common -o deploy/requirements/bootstrap.lock

@@ -155,8 +155,14 @@ CREATE TABLE labels (
 ) STRICT
 """
 
+_TOTALS = """
+CREATE TABLE totals (
+    metric TEXT NOT NULL, labels TEXT NOT NULL, value REAL NOT NULL, PRIMARY KEY (metric, labels)
+) STRICT, WITHOUT ROWID
+"""
+
 _STEPS: Mapping[int, str] = {
-    0: _EXCHANGES, 1: _AUDIT, 2: _API, 3: _ACCESS, 4: _KEEPING, 5: _DISTILLING,
+    0: _EXCHANGES, 1: _AUDIT, 2: _API, 3: _ACCESS, 4: _KEEPING, 5: _DISTILLING, 6: _TOTALS,
 }  # fmt: skip
 """What takes a file of that version to the next one."""
 

@@ -44,6 +44,10 @@ def _insert(table: str, columns: Sequence[str]) -> str:
 _INSERT = _insert("exchanges", COLUMNS)
 _INSERT_ATTEMPT = _insert("attempts", ("exchange_id", "seq", *ATTEMPT_COLUMNS))
 _INSERT_DRAW = _insert("draws", DRAW_COLUMNS)
+_ADD = """
+INSERT INTO totals (metric, labels, value) VALUES (?, ?, ?)
+ON CONFLICT (metric, labels) DO UPDATE SET value = value + excluded.value
+"""
 
 
 class SqliteStore(Repository):
@@ -103,8 +107,11 @@ class SqliteStore(Repository):
         """What an exception of the database means."""
         return write_error(self.path, error)
 
-    def put(self, exchanges: Iterable[Exchange]) -> int:
-        """Commit exchanges in one transaction; ids already there are left as they are.
+    def put(
+        self, exchanges: Iterable[Exchange], totals: Iterable[tuple[str, str, float]] = ()
+    ) -> int:
+        """Commit exchanges in one transaction; ids already there are left as they are. ``totals``
+        (metric, labels, amount) are added to the counters of ``totals()`` in the same.
 
         Returns:
             How many were new.
@@ -113,7 +120,18 @@ class SqliteStore(Repository):
             WriteError: nothing of the batch is stored.
         """
         with self.transaction():
+            self._db.executemany(_ADD, totals)
             return sum(map(self._insert, exchanges))
+
+    def totals(self) -> list[tuple[str, str, float]]:
+        """What was counted over the lives of all processes: metric, labels (JSON), value.
+
+        Raises:
+            WriteError: it cannot be read.
+        """
+        with self._written():
+            rows = self._db.execute("SELECT metric, labels, value FROM totals").fetchall()
+        return [(str(metric), str(labels), float(value)) for metric, labels, value in rows]
 
     def delete(self, ids: Sequence[str]) -> None:
         """Drop exchanges that are kept elsewhere by now.

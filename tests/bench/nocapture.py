@@ -6,9 +6,10 @@ from __future__ import annotations
 from gateway.capture import Capture
 from gateway.cli import main
 from gateway.store.records import Captured, Exchange
+from gateway.totals import Counts
 
 
-async def _forget(self: Capture, exchange: Exchange) -> Captured:
+async def _forget(self: Capture, exchange: Exchange, counts: Counts = ()) -> Captured:
     return Captured.YES
 
 
