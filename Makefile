@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base prometheus demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-rollback bench-students bench-weights nights nights-full clean
+.PHONY: help env student-env clients base prometheus helm demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-rollback bench-students bench-weights nights nights-full clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -77,6 +77,12 @@ prometheus: .cache/prometheus/.ready  ## Debian's prometheus and promtool, unpac
 	@sh deploy/prometheus/fetch.sh .cache/prometheus
 	@touch $@
 
+helm: .cache/helm/.ready  ## helm, unpacked for the tests of the chart
+
+.cache/helm/.ready: deploy/helm/fetch.sh $(LOCKS)/helm.lock | .venv/.ready
+	@sh deploy/helm/fetch.sh .cache/helm $(BIN)/python
+	@touch $@
+
 demo: .venv/.ready $(BASE)/understudy-base.json  ## The whole machine on loopback; ONCE=1 ends after the traffic
 	@ONCE=$(ONCE) REQUESTS=$(REQUESTS) $(BIN)/python -m deploy.demo
 
@@ -102,7 +108,7 @@ nights: $(BASE)/understudy-base.json  ## A simulated fortnight of distillation, 
 nights-full: $(BASE)/understudy-base.json  ## The same with three times the traffic and both students every night: for a GPU, or a long one
 	$(BIN)/python -m deploy.nights --full > var/nights.json
 
-test: lint type $(BASE)/understudy-base.json $(CLIENTS)/.ready .cache/prometheus/.ready  ## Lint, types, import contract and every test, real vLLM included
+test: lint type $(BASE)/understudy-base.json $(CLIENTS)/.ready .cache/prometheus/.ready .cache/helm/.ready  ## Lint, types, import contract and every test, real vLLM included
 	$(BIN)/pytest -q
 
 lint: .venv/.ready  ## ruff and the import contract

@@ -85,13 +85,6 @@ def test_the_configuration_of_the_compose_file_is_sound() -> None:
     assert "EXPOSE 8080" in (DOCKER / "Dockerfile").read_text()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((DEPLOY / "kubernetes").glob("*.yaml")), ids=lambda p: p.name
-)
-def test_kubernetes_takes_a_manifest(path: Path) -> None:
-    run(BIN / "kubernetes-validate", "--strict", path)
-
-
 @pytest.mark.parametrize("path", sorted((DEPLOY / "systemd").iterdir()), ids=lambda p: p.name)
 def test_systemd_takes_a_unit(path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
