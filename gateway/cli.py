@@ -19,6 +19,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "captures": ("gateway.captures", "List, show, export, import and forget what was captured."),
     "review": ("gateway.reviewing", "Decide on the answers whose label would help most."),
     "db": ("gateway.database", "The Postgres schema and the outbox."),
+    "backup": ("gateway.backing_up", "Write store and students to one file, while serving."),
+    "restore": ("gateway.backing_up", "Put a backup back."),
     "router": ("distill.router_commands", "Fit and evaluate the judge."),
     "student": ("distill.student_commands", "Train a student by hand; serve classifier students."),
     "students": ("gateway.students", "Student versions: list, show, promote, roll back."),
