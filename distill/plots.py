@@ -99,3 +99,32 @@ def curve_of(scores: Sequence[float], agrees: Sequence[bool]) -> list[tuple[floa
         wrong += not agrees[i]
         points.append((served / len(scores), wrong / served))
     return points
+
+
+def stacked_days(
+    days: Sequence[str],
+    student: Sequence[int],
+    teacher: Sequence[int],
+    agreement: Sequence[float | None],
+    alpha: float,
+) -> str:
+    """Requests a day by who answered, and how much of the student's agreed with the teacher."""
+
+    def draw(axes: Any) -> None:
+        places = range(len(days))
+        axes.bar(places, student, 0.8, label="student", color="#1f77b4")
+        axes.bar(places, teacher, 0.8, bottom=student, label="teacher", color="#cccccc")
+        step = max(1, len(days) // 12)
+        axes.set_xticks(list(places)[::step], list(days)[::step])
+        axes.set(ylabel="requests")
+        right = axes.twinx()
+        right.spines["top"].set_visible(False)
+        known = [(p, a) for p, a in zip(places, agreement, strict=True) if a is not None]
+        right.plot([p for p, _ in known], [a for _, a in known], "o-", color="#d62728",
+                   label="agreement")  # fmt: skip
+        right.axhline(1 - alpha, color="#d62728", linewidth=1, linestyle=":")
+        right.set(ylim=(0, 1.02), ylabel="audited agreement (dotted: the budget)")
+        handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+        axes.legend(handles, ["student", "teacher", "agreement"], loc="lower left", fontsize=8)
+
+    return drawn(draw)

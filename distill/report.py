@@ -10,18 +10,13 @@ from typing import Any
 
 from distill import plots
 from distill.deciding import mcnemar
+from distill.html import money, page, percent, table
 from distill.night import Night
 from distill.stages import BASE
 from gateway.store.ledger import Stage
 from gateway.store.students import Version
 
 WORST = 20
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;"
-    "color:#222}table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ddd;"
-    "padding:.25rem .6rem;text-align:left;vertical-align:top}th{background:#f5f5f5}"
-    "code{background:#f5f5f5}.no{color:#a00}.yes{color:#070}svg{max-width:100%;height:auto}"
-)
 
 
 def write_report(night: Night, state: str, reason: str) -> Path:
@@ -43,13 +38,8 @@ def write_report(night: Night, state: str, reason: str) -> Path:
     if evaluation is not None:
         parts.append(_worst(night, evaluation))
     parts.append(_stages(night.ledger.stages(night.run.id)))
-    title = f"{night.run.id}: {state}"
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    )
     path = night.path("report.html")
-    path.write_text(page, encoding="utf-8")
+    path.write_text(page(f"{night.run.id}: {state}", parts), encoding="utf-8")
     for version in night.registry.versions(night.job.task.name):
         if version.run == night.run.id and version.sha256 is not None:
             _card(night, version, state, reason)
@@ -79,7 +69,7 @@ def _funnel(night: Night) -> str:
     rows += [(f"split: {name}", n) for name, n in split.items() if isinstance(n, int)]
     rows += [("training rows", curated.get("rows")), ("different answers", curated.get("answers"))]
     rows += [(f"not trained on: {why}", n) for why, n in curated.get("rejected", {}).items()]
-    return "<h2>Rows</h2>" + _table(("what", "how many"), [r for r in rows if r[1] is not None])
+    return "<h2>Rows</h2>" + table(("what", "how many"), [r for r in rows if r[1] is not None])
 
 
 def _evaluation(night: Night) -> dict[str, Any] | None:
@@ -94,7 +84,7 @@ def _gate(night: Night) -> str:
     for name, decision in night.outputs.get("gate", {}).get("decisions", {}).items():
         verdict = "passed" if decision["passed"] else "refused"
         text += f"<h3>{escape(name)}: {verdict}</h3>"
-        text += _table(
+        text += table(
             ("rule", "verdict", "what it saw"),
             [(c["name"], "ok" if c["passed"] else "no", c["says"]) for c in decision["checks"]],
         )
@@ -119,9 +109,9 @@ def _versions(night: Night, found: Mapping[str, Any]) -> str:
             lost, gained, p = mcnemar(list(zip(agrees, before["agrees"], strict=False)))
             against = f"{lost} lost, {gained} gained, p = {p:.2g}"
         alone = (speeds.get(name) or {}).get("alone_ms")
-        share = f"{sum(agrees)} of {len(agrees)} ({_percent(_mean(agrees, range(len(agrees))))})"
+        share = f"{sum(agrees)} of {len(agrees)} ({percent(_mean(agrees, range(len(agrees))))})"
         rows.append((caption, share, against, tokens.get(name), alone))
-    return "<h2>On the same test prompts</h2>" + _table(
+    return "<h2>On the same test prompts</h2>" + table(
         ("who", "agrees with the teacher", "against the incumbent (exact McNemar)",
          "tokens an answer", "ms, alone"), rows
     )  # fmt: skip
@@ -166,7 +156,7 @@ def _certificate(night: Night) -> str:
     names = ("status", "reason", "alpha", "delta", "promotion", "comparator", "tau", "n", "k",
              "p_value", "rows", "groups", "coverage", "bootstrap_upper", "mix")  # fmt: skip
     rows = [(name, facts[name]) for name in names if facts.get(name) is not None]
-    return "<h2>Certificate</h2>" + _table(("", ""), rows)
+    return "<h2>Certificate</h2>" + table(("", ""), rows)
 
 
 def _training(night: Night) -> str:
@@ -175,7 +165,7 @@ def _training(night: Night) -> str:
         metrics = dict(night.version(name).facts.get("metrics", {}))
         curve, tried = metrics.pop("loss_curve", None), metrics.pop("tried", None)
         epochs = metrics.pop("epochs", None)
-        text += f"<h3>{escape(name)}</h3>" + _table(("", ""), sorted(metrics.items()))
+        text += f"<h3>{escape(name)}</h3>" + table(("", ""), sorted(metrics.items()))
         if curve:
             text += plots.losses(curve)
         if epochs:
@@ -196,17 +186,17 @@ def _cost(night: Night) -> str:
             continue
         price = night.job.price_per_hour(night.version(name).kind)
         rows.append(
-            (name, _money(speed["usd_per_1000_at_full_load"]), speed["alone_ms"],
+            (name, money(speed["usd_per_1000_at_full_load"]), speed["alone_ms"],
              speed["requests_per_s"], _break_even(teacher.get("usd_per_1000"), price))
         )  # fmt: skip
     spent = sum(stage.cost_usd for stage in night.ledger.stages(night.run.id))
     return (
         "<h2>Cost and latency, measured</h2>"
-        + _table(
+        + table(
             ("who", "USD per 1,000 answers (student: at full load)", "ms, alone",
              "answers/s at 8 at once", "served requests a day that pay the machine"), rows
         )
-        + f"<p>The run itself spent {_money(spent)} USD on the teacher.</p>"
+        + f"<p>The run itself spent {money(spent)} USD on the teacher.</p>"
     )  # fmt: skip
 
 
@@ -235,7 +225,7 @@ def _worst(night: Night, found: Mapping[str, Any]) -> str:
             (texts.get(row["id"], "")[:300], row["teacher"], row["answers"][name], old, shown)
         )
         ids.append(row["id"])
-    return f"<h2>Worst disagreements of {escape(name)}</h2>" + _table(
+    return f"<h2>Worst disagreements of {escape(name)}</h2>" + table(
         ("prompt", "teacher", "candidate", "incumbent", "P(disagree)"), rows, ids
     )
 
@@ -243,10 +233,10 @@ def _worst(night: Night, found: Mapping[str, Any]) -> str:
 def _stages(stages: Iterable[Stage]) -> str:
     rows = [
         (s.name, s.state.value, s.tries, f"{(s.ended_at or s.started_at) - s.started_at:.1f} s",
-         _money(s.cost_usd), s.error or "")
+         money(s.cost_usd), s.error or "")
         for s in stages
     ]  # fmt: skip
-    return "<h2>Stages</h2>" + _table(("stage", "state", "tries", "took", "USD", "error"), rows)
+    return "<h2>Stages</h2>" + table(("stage", "state", "tries", "took", "USD", "error"), rows)
 
 
 def _card(night: Night, version: Version, state: str, reason: str) -> None:
@@ -266,7 +256,7 @@ def _card(night: Night, version: Version, state: str, reason: str) -> None:
         f"- Trained on {curated.get('rows')} answers of the teacher `{task.teacher.model}` and of "
         f"people, training set {version.data_sha256[:16]}; personal data replaced by surrogates "
         f"under the rules {night.job.config()['redact']}",
-        f"- Agreement with the teacher on all test traffic: {_percent(agreement)}",
+        f"- Agreement with the teacher on all test traffic: {percent(agreement)}",
         f"- Certificate: {_certified(certified or {})}",
         "- Limits: certified for traffic like its calibration draws; outside of it the gateway "
         "asks the teacher. An end user who is forgotten later stays in the weights until the next "
@@ -287,33 +277,5 @@ def _certified(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _table(
-    head: Sequence[str], rows: Iterable[Sequence[object]], ids: Sequence[str] | None = None
-) -> str:
-    """Rows with ``ids`` can be found by their exchange, and taken out when it is forgotten."""
-    heads = "".join(f"<th>{escape(h)}</th>" for h in head) if any(head) else ""
-    lines = "".join(
-        (f'<tr data-exchange="{escape(ids[number])}">' if ids else "<tr>")
-        + "".join(f"<td>{escape(_cell(value))}</td>" for value in row)
-        + "</tr>\n"
-        for number, row in enumerate(rows)
-    )
-    return f"<table>{f'<tr>{heads}</tr>' if heads else ''}{lines}</table>"
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def _mean(values: Sequence[bool], members: Sequence[int]) -> float:
     return sum(values[i] for i in members) / len(members)
-
-
-def _money(usd: float) -> str:
-    return f"{usd:.6f}".rstrip("0").rstrip(".") or "0"
-
-
-def _percent(share: float | None) -> str:
-    return "not measured" if share is None else f"{share:.1%}"

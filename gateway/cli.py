@@ -12,6 +12,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "check-config": ("gateway.commands", "Check a configuration file and name every mistake."),
     "doctor": ("gateway.doctor", "Check everything that a gateway needs, and say how to mend it."),
     "top": ("gateway.top", "Watch the split, the promise and the upstreams, live."),
+    "report": ("distill.overview", "What a week brought: split, money, promise, lessons."),
     "explain": ("gateway.commands", "Say how a prompt would be judged, and why."),
     "replay": ("gateway.commands", "Try another budget, threshold or artefact on logged draws."),
     "gate": ("gateway.gates", "Show, open and close the gates of tasks."),

@@ -7,41 +7,38 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from distill.html import page, table
 from distill.plots import drawn
 
 
 def write_page(path: Path, nights: Sequence[Mapping[str, Any]], broken: Sequence[str]) -> None:
     """Write it."""
-    rows = "".join(_row(night) for night in nights)
     verdict = "Every promise was kept." if not broken else "Broken: " + "; ".join(broken)
-    path.write_text(
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>A simulated fortnight</title>'
-        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto}"
-        "td,th{border:1px solid #ddd;padding:.2rem .5rem;text-align:left;vertical-align:top}"
-        "table{border-collapse:collapse}svg{max-width:100%}</style>"
-        f"<h1>A simulated fortnight</h1><p>{escape(verdict)}</p>{_plot(nights)}"
-        "<table><tr><th>day</th><th>what happens</th><th>student served</th><th>agreement</th>"
-        "<th>new intents, served right</th><th>audit</th><th>night</th><th>why</th>"
-        "<th>certificate</th><th>past failures</th><th>serves next day</th><th>USD</th>"
-        f"<th>seconds</th></tr>{rows}</table></html>\n",
-        encoding="utf-8",
-    )
+    head = (
+        "day", "what happens", "student served", "agreement", "new intents, served right", "audit",
+        "night", "why", "certificate", "past failures", "serves next day", "USD", "seconds",
+    )  # fmt: skip
+    parts = [
+        f"<h1>A simulated fortnight</h1><p>{escape(verdict)}</p>",
+        _plot(nights),
+        table(head, map(_row, nights)),
+    ]
+    path.write_text(page("A simulated fortnight", parts), encoding="utf-8")
 
 
-def _row(night: Mapping[str, Any]) -> str:
+def _row(night: Mapping[str, Any]) -> tuple[object, ...]:
     audit = night["audit"] or {}
     bounds = "-"
     if audit:
         low, high = audit["risk_lower_bound"], audit["risk_upper_bound"]
         bounds = f"{audit['status']}, risk {low:.3f} to {high:.3f}"
-    cells = (
+    return (
         night["day"], "; ".join(night["notes"]), f"{night['served']:.1%}",
         _percent(night["agreement"]), _percent(night["new_intents_right"]), bounds,
         night["decision"], night["reason"], _certificate(night["certificate"]),
         _past(night["regression"]), f"{night['student']} ({night['kind']})",
         f"{night['cost_usd']:.4f}", night["run_seconds"],
     )  # fmt: skip
-    return "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
 
 
 def _percent(share: float | None) -> str:

@@ -14,6 +14,7 @@ from gateway.store.repository import Repository
 from gateway.store.samples import Samples
 from gateway.store.sqlite import SqliteStore
 from gateway.store.students import Registry
+from gateway.store.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +82,7 @@ class Place:
     def samples(self) -> Samples:
         """Which exchange is for what."""
         return Samples(self.repository())
+
+    def usage(self) -> Usage:
+        """What became of requests, in numbers."""
+        return Usage(self.reader())
