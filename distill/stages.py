@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -44,6 +45,8 @@ BASE = "base"
 """Who has no version: the model that adapters are trained on."""
 BASE_ROWS = 100
 """Test rows that the base model is asked about: it answers at length, and only to compare."""
+TOLD_SLICES = 20
+"""Slices whose agreement becomes a metric; the report has all of them."""
 
 
 def collect_stage(night: Night) -> Facts:
@@ -236,9 +239,11 @@ def evaluate_stage(night: Night) -> Facts:
             "answers": {n: _text(rows[number]) for n, rows in said.items() if n != BASE},
         }
         found["rows"].append(row)
+    parts = [row["slice"] for row in found["rows"]]
     return {
         "test_rows": len(test),
         "agreement": {n: _share(shares) for n, shares in agrees.items()},
+        "slices": {n: by_slice(parts, s) for n, s in agrees.items() if n != BASE},
         "tau": tau,
         "speed": speeds,
         "files": {"evaluation.json": night.write_json("evaluation.json", found)},
@@ -266,6 +271,13 @@ def _base_said(night: Night, rows: Sequence[Row]) -> list[Row] | None:
     except (ReplicaError, FitError, OSError, KeyError) as error:
         night.job.say(f"the base model was not measured: {error}")
         return None
+
+
+def by_slice(names: Sequence[str], agrees: Sequence[bool]) -> dict[str, float]:
+    """Agreement within each of the largest slices."""
+    counts = Counter(names)
+    right = Counter(name for name, agreed in zip(names, agrees, strict=True) if agreed)
+    return {name: round(right[name] / count, 4) for name, count in counts.most_common(TOLD_SLICES)}
 
 
 def _tokens(rows: Sequence[Row]) -> float | None:

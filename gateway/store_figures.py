@@ -50,7 +50,15 @@ class StoreFigures(Collector):
         )
         for (task, state), count in self.latest.examples.items():
             examples.add_metric([task, state], count)
-        return [runs, last, examples]
+        agreement = GaugeMetricFamily(
+            "understudy_distill_agreement_ratio",
+            "Share of test rows on which the version that serves agreed with the teacher when it "
+            "was last measured, by slice: the frequent answers of a closed set, `other`, or `all`.",
+            labels=["task", "slice"],
+        )
+        for (task, name), share in self.latest.agreement.items():
+            agreement.add_metric([task, name], share)
+        return [runs, last, examples, agreement]
 
 
 @dataclass(slots=True)

@@ -159,6 +159,12 @@ def quality() -> Dashboard:
                      "{{task}} served by {{served_by}}")],
               "percentunit", "Of six hours' draws: what the student served, and what it would have "
               "said where the teacher answered.", most=1),
+        lines("Agreement by slice, the lowest",
+              [Query("bottomk(10, max by (task, slice) "
+                     f"(understudy_distill_agreement_ratio{{{T}}}))",
+                     "{{task}}: {{slice}}")],
+              "percentunit", "Of the version that serves, on the test rows of the latest run that "
+              "measured it; slices are the frequent answers of a closed set.", most=1),
         lines("Draw rate", [Query(f"understudy_draw_rate{{{T}}}", "{{task}}")], "percentunit",
               "Probability that a request is drawn."),
         lines("Feedback", [Query("sum by (kind, state) (rate(understudy_feedback_total"

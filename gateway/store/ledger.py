@@ -77,11 +77,13 @@ class Stage:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """Every task's runs by how they ended, when one last came to a decision (Unix seconds), and the
-    examples of the latest that split them."""
+    examples of the latest that split them; of the version that serves, the agreement on the test
+    rows of the latest run that measured it, by (task, slice)."""
 
     runs: Mapping[tuple[str, str], int] = field(default_factory=dict)
     last_success: Mapping[str, float] = field(default_factory=dict)
     examples: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    agreement: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 DECIDED = (RunState.PROMOTED, RunState.REFUSED, RunState.WAITING, RunState.SKIPPED)
@@ -95,6 +97,14 @@ ON CONFLICT (run, name) DO UPDATE SET state = 'running', tries = stages.tries + 
     inputs = excluded.inputs, outputs = NULL, started_at = excluded.started_at, ended_at = NULL,
     error = NULL
 """
+RECENT = 30
+_OUTPUTS = f"""
+SELECT r.task, s.outputs FROM runs r JOIN stages s ON s.run = r.id
+WHERE s.name = ? AND s.state = 'done'
+    AND r.number > (SELECT max(number) FROM runs WHERE task = r.task) - {RECENT}
+ORDER BY r.number
+"""
+"""Of a task's latest runs: metrics are read at each scrape."""
 _TOLD = {
     RunState.REFUSED: EventKind.RUN_REFUSED,
     RunState.WAITING: EventKind.RUN_WAITS,
@@ -294,12 +304,15 @@ class Ledger(SharedTables):
                 f"SELECT task, max(ended_at) FROM runs WHERE state IN ({marks}) GROUP BY task",
                 [state.value for state in DECIDED],
             ).fetchall()
-            splits = self._db.execute(
-                "SELECT r.task, s.outputs FROM runs r JOIN stages s ON s.run = r.id "
-                "WHERE s.name = 'split' AND s.state = 'done' ORDER BY r.number"
-            ).fetchall()
-        # The last one of each task stays.
-        latest = {task: load(outputs) for task, outputs in splits}
+            # The last one of each task stays.
+            latest = {task: load(raw) for task, raw in self._db.execute(_OUTPUTS, ("split",))}
+            measured = self._db.execute(_OUTPUTS, ("evaluate",)).fetchall()
+            live = dict(self._db.execute("SELECT task, live FROM deployments").fetchall())
+        slices = {
+            task: found
+            for task, raw in measured
+            if (found := load(raw).get("slices", {}).get(live.get(task)))
+        }
         return Figures(
             {(task, state): count for task, state, count in runs},
             dict(decided),
@@ -308,6 +321,11 @@ class Ledger(SharedTables):
                 for task, outputs in latest.items()
                 for state, count in outputs.items()
                 if isinstance(count, int) and state not in _NO_ROWS
+            },
+            {
+                (task, name): share
+                for task, found in slices.items()
+                for name, share in found.items()
             },
         )
 

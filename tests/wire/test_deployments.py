@@ -308,17 +308,22 @@ async def test_a_reload_keeps_what_the_registry_says(tmp_path: Path) -> None:
 
 
 async def test_metrics_tell_of_runs_that_other_processes_made(tmp_path: Path) -> None:
-    async with site(tmp_path) as s:
+    async with site(tmp_path, before=1) as s:
         assert "distill_runs_total{" not in (await s.client.get("/metrics")).text
         with contextlib.closing(s.place.ledger()) as ledger:
             run = ledger.start(TASK, "cron", {}, "code", 1.0)
             ledger.begin_stage(run, "split", {}, 2.0)
             ledger.end_stage(run, "split", {"train": 40, "stale": 2}, 3.0)
+            ledger.begin_stage(run, "evaluate", {}, 3.0)
+            slices = {f"{TASK}@v1": {"apr": 0.5}, f"{TASK}@v2": {"apr": 0.75}}
+            ledger.end_stage(run, "evaluate", {"slices": slices}, 3.0)
             ledger.end(run, RunState.REFUSED, "worse", 4.0)
         wanted = (
             'understudy_distill_runs_total{outcome="refused",task="banking-intents"} 1.0',
             'understudy_distill_last_success_timestamp_seconds{task="banking-intents"} 4.0',
             'understudy_distill_examples{state="train",task="banking-intents"} 40.0',
+            # Of the version that serves, which is not the candidate.
+            'understudy_distill_agreement_ratio{slice="apr",task="banking-intents"} 0.5',
         )
         text = (await s.client.get("/metrics")).text
         assert all(line in text for line in wanted)

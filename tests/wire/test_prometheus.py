@@ -13,6 +13,7 @@ from gateway.store.ledger import RunState
 from gateway.store.place import Place
 from tests.fakes.prometheus import prometheus
 from tests.fakes.rig import FAR, IN_DOMAIN, rig
+from tests.fakes.versions import add_version
 from tests.unit.test_alerts import FILES
 from tests.unit.test_dashboards import BOARDS, panels, plain
 
@@ -29,10 +30,16 @@ async def test_every_panel_shows_something_and_every_rule_is_evaluated(tmp_path:
     probe = tmp_path / "probe.jsonl"
     rows = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(100)]
     probe.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with contextlib.closing(Place(tmp_path / "understudy.db").ledger()) as ledger:
+    place = Place(tmp_path / "understudy.db")
+    name = add_version(place, tmp_path)
+    with contextlib.closing(place.registry()) as registry:
+        registry.promote(name, "test", "n", time.time())
+    with contextlib.closing(place.ledger()) as ledger:
         run = ledger.start(TASK, "cron", {}, "code", time.time() - 60)
         ledger.begin_stage(run, "split", {}, time.time() - 50)
         ledger.end_stage(run, "split", {"train": 40}, time.time() - 40)
+        ledger.begin_stage(run, "evaluate", {}, time.time() - 40)
+        ledger.end_stage(run, "evaluate", {"slices": {name: {"apr": 0.9}}}, time.time() - 35)
         ledger.end(run, RunState.REFUSED, "worse", time.time() - 30)
     settings: dict[str, Any] = {
         "risk": {"draw_rate": 1.0},
