@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -20,6 +22,7 @@ import yaml
 from openai import AsyncOpenAI
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 
 from deploy.demo.checks import problems
 from deploy.demo.play import Tally, play
@@ -51,10 +54,13 @@ class Options:
     requests: int
     once: bool
     folder: Path
+    picture: Path | None
+    """Where to draw the last table, as SVG."""
 
     @classmethod
     def read(cls) -> Options:
-        """From ``GATEWAY_PORT``, ``STUDENT_PORT``, ``TEACHER_PORT``, ``REQUESTS``, ``ONCE``."""
+        """From ``GATEWAY_PORT``, ``STUDENT_PORT``, ``TEACHER_PORT``, ``REQUESTS``, ``ONCE``,
+        ``PICTURE``."""
         env = os.environ
         return cls(
             int(env.get("GATEWAY_PORT") or 8080),
@@ -63,6 +69,7 @@ class Options:
             int(env.get("REQUESTS") or 600),
             env.get("ONCE") == "1",
             ROOT / "var/demo",
+            Path(env["PICTURE"]) if env.get("PICTURE") else None,
         )
 
     @property
@@ -175,6 +182,17 @@ async def _traffic(options: Options, key: str, tally: Tally, task: Task, rented:
                 live.update(live_table(tally, len(rows), cost))
 
             await play(client, rows, tally, CONCURRENCY, show)
+    if options.picture is not None:
+        cost = money_so_far(tally, task, time.monotonic() - rented)
+        _draw(options.picture, live_table(tally, len(rows), cost))
+
+
+def _draw(path: Path, table: Table) -> None:
+    """The table as a terminal shows it; with fonts of the reader's own."""
+    paper = Console(record=True, width=100, file=io.StringIO())
+    paper.print(table)
+    drawn = paper.export_svg(title="make demo")
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")
 
 
 def _result(config: Config, tally: Tally, rented_s: float, admin_key: str) -> dict[str, Any]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deploy.docs import tables
+from deploy.docs.openapi import document
 
 FOLDER = Path(__file__).parent
+OPENAPI = "openapi.json"
 _ADMIN = (
     "## Admin\n\nWith `admin.key_env` set, and that key as the bearer:\n\n"
     "- `GET /admin/tasks`, `GET /admin/tasks/{name}`: versions, budget, certificate, gate, draw rate "
@@ -45,7 +48,7 @@ PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
         lambda: tables.settings() + "\n\n## Comparators\n\n" + tables.comparators(),
     ),
     "http.md": (
-        "# HTTP reference\n\n`POST /v1/chat/completions` (JSON and SSE), `GET /v1/models`, "
+        "# HTTP reference\n\nAs [OpenAPI 3.1](openapi.json). `POST /v1/chat/completions` (JSON and SSE), `GET /v1/models`, "
         "`GET /v1/models/{id}`, `GET /healthz`\n(the process is up), `GET /readyz` (it can serve), "
         "`GET /metrics` (Prometheus); `POST /v1/feedback` ([what is kept](keeping.md)); `POST` to each of `passthrough_paths`.\n\nThe `model` of a request is a task's name, "
         "`task:teacher`, `task:student`, a model name that a task\nclaims (`match`), or, with "
@@ -63,6 +66,8 @@ PAGES: Mapping[str, tuple[str, Callable[[], str]]] = {
 
 def page(name: str) -> str:
     """The whole text of a page."""
+    if name == OPENAPI:
+        return json.dumps(document(), indent=1) + "\n"
     intro, body = PAGES[name]
     return f"{intro}\n\n{body()}\n"
 
@@ -70,7 +75,7 @@ def page(name: str) -> str:
 def main() -> int:
     """Write the pages, or with ``--check`` name those that are out of date."""
     stale = []
-    for name in PAGES:
+    for name in (*PAGES, OPENAPI):
         text = page(name)
         path = FOLDER / name
         if not path.exists() or path.read_text() != text:

@@ -65,6 +65,7 @@ REQUEST_HEADERS: Mapping[str, str] = {
     "x-understudy-training": "`no`: this exchange is stored, and never becomes training data.",
     "idempotency-key": "A request that comes again with the same key, principal and body gets the same "
     "answer, and is one exchange; for ten minutes, within one process.",
+    "traceparent": "With `telemetry`: the trace that this request belongs to, and whether it is sampled.",
     "x-understudy-explain": "`1` adds an `understudy` object to the body or the last chunk.",
 }
 RESPONSE_HEADERS: Mapping[str, str] = {

@@ -6,17 +6,22 @@ import re
 from pathlib import Path
 
 import pytest
+from fastapi.routing import APIRoute
+from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from deploy.docs import tables
-from deploy.docs.__main__ import FOLDER, PAGES, page
+from deploy.docs.__main__ import FOLDER, OPENAPI, PAGES, page
+from deploy.docs.openapi import document
+from gateway.app import _JUDGED, EMBEDDINGS, _rest
 from gateway.errors import CODES
+from gateway.service import Service
 from gateway.settings import Config
 from gateway.store.audits import EventKind
 from gateway.verdict import Reason
-from tests.fakes.rig import ROOT
+from tests.fakes.rig import ROOT, SECRETS, config_data, encoders
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [*PAGES, OPENAPI])
 def test_the_pages_are_those_that_the_code_gives(name: str) -> None:
     assert (FOLDER / name).read_text() == page(name), "run: python -m deploy.docs"
 
@@ -57,8 +62,35 @@ def test_links_in_the_pages_lead_somewhere() -> None:
     for path in pages:
         if "node_modules" in path.parts:
             continue
-        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
-            assert (path.parent / target).exists(), (path, target)
+        for target, _, anchor in (
+            found.partition("#")
+            for found in re.findall(r"\]\((?!https?:)([^)]+)\)", path.read_text())
+        ):
+            place = path.parent / target if target else path
+            assert place.exists(), (path, target)
+            if anchor:
+                assert anchor in anchors(place), (path, target, anchor)
+
+
+def anchors(page: Path) -> set[str]:
+    """What headings are called in links, as GitHub has it."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.strip().lower()).replace(" ", "-") for head in heads}
+
+
+def test_openapi_is_valid_and_has_every_path_that_is_served(tmp_path: Path) -> None:
+    told = document()
+    OpenAPIV31SpecValidator(told).validate()
+    data = config_data("http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1", tmp_path / "x.db")
+    config = Config(**data, admin={"key_env": "ADMIN"})
+    service = Service(config, {**SECRETS, "ADMIN": "a"}, encoders=encoders())
+    served = {
+        (re.sub(r":path}", "}", route.path), method.lower())
+        for route in _rest(service).routes if isinstance(route, APIRoute)
+        for method in route.methods or ()
+    } | {(path, "post") for path in (*_JUDGED, EMBEDDINGS)}  # fmt: skip
+    written = {(path, method) for path, methods in told["paths"].items() for method in methods}
+    assert written == served
 
 
 def test_every_line_of_the_threat_model_names_a_test_that_is_there() -> None:
