@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base prometheus helm demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-rollback bench-rolling bench-students bench-weights nights nights-full clean
+.PHONY: help env student-env clients base prometheus helm demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-counters bench-rollback bench-rolling bench-students bench-weights nights nights-full clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -161,6 +161,9 @@ bench-promotions: .venv/.ready  ## Thirty nights, 300 times, with a student that
 
 bench-rollback: .venv/.ready  ## Promote and roll back under load (VLLM=1 before a real vLLM, restarted at the end)
 	mkdir -p var && $(BIN)/python -m tests.bench.rollback $(if $(VLLM),--vllm)
+
+bench-counters: .venv/.ready  ## 5,000 requests, four workers, five restarts: counters against the store
+	mkdir -p var && $(BIN)/python -m tests.bench.counters
 
 bench-rolling: .venv/.ready  ## Two gateways, one Postgres: how soon a decision reaches both; rolling restarts under load
 	mkdir -p var && $(BIN)/python -m tests.bench.rolling

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,11 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.store.sqlite import SqliteStore
-from tests.fakes.process import GatewayProcess
+from tests.fakes.process import GatewayProcess, gateway_process
+from tests.faults.kills import CLIENTS, WORKERS, Witness, agreeing_upstreams, one_answer
+
+PRICE = (2.5, 10.0)
+"""Of the fake teacher, USD per million tokens in and out."""
 
 _REQUESTS = "SELECT task, served_by, reason, count(*) FROM exchanges GROUP BY 1, 2, 3"
 _CALLS = """
@@ -79,3 +85,60 @@ def known(path: Path, price: tuple[float, float]) -> Figures:
         completion + more[1],
         cost + (more[0] * price[0] + more[1] * price[1]) / 1e6,
     )
+
+
+async def settled(path: Path) -> None:
+    """Every draw has its second answer: no call is under way any more."""
+    with contextlib.closing(SqliteStore.read_only(path)) as store:
+        async with asyncio.timeout(60):
+            while store.pending_draws(1):
+                await asyncio.sleep(0.1)
+
+
+async def ask(gateway: GatewayProcess, count: int) -> None:
+    """So many answers, by several clients; none may fail."""
+    witness = Witness()
+
+    async def some(first: int) -> None:
+        for number in range(first, count, CLIENTS):
+            async with gateway.client() as client:  # another worker each time
+                await one_answer(client, number, witness)
+
+    async with asyncio.TaskGroup() as group:
+        for first in range(CLIENTS):
+            group.create_task(some(first))
+    assert len(witness.ended) == count
+
+
+def assert_same(by_metrics: Figures, by_store: Figures) -> None:
+    """To the last one.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    assert by_metrics.requests == by_store.requests
+    assert by_metrics.stored == by_store.stored
+    assert by_metrics.prompt_tokens == by_store.prompt_tokens
+    assert by_metrics.completion_tokens == by_store.completion_tokens
+    assert math.isclose(by_metrics.cost_usd, by_store.cost_usd, rel_tol=1e-9)
+
+
+async def lives(folder: Path, count: int, requests: int) -> Figures:
+    """So many lives of four workers over one store, each answering so many requests and ended by
+    SIGTERM; the last one's figures.
+
+    Raises:
+        AssertionError: metrics and store differ at the end of one.
+    """
+    store = folder / "understudy.db"
+    async with agreeing_upstreams(store) as data:
+        for life in range(1, count + 1):
+            async with gateway_process(folder, data, {"workers": WORKERS}) as gateway:
+                await ask(gateway, requests)
+                await settled(store)
+                figures = await told(gateway)
+                assert figures.asked == life * requests
+                assert_same(figures, known(store, PRICE))
+                gateway.terminate()
+                assert await gateway.process.wait() == 0
+    return figures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sqlite3
@@ -11,71 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from gateway.store.sqlite import SqliteStore
 from tests.fakes.process import GatewayProcess, gateway_process
 from tests.fakes.rig import FAR, rig
-from tests.faults.counters import Figures, known, told
+from tests.faults.counters import PRICE, ask, known, lives, settled, told
 from tests.faults.kills import (
     CLIENTS,
     WORKERS,
     Witness,
     agreeing_upstreams,
     load_and_kill,
-    one_answer,
 )
 
 LIVES = 3
 REQUESTS = 600
 """``make bench-counters`` asks 5,000 times."""
-PRICE = (2.5, 10.0)
-
-
-async def settled(path: Path) -> None:
-    """Every draw has its second answer: no call is under way any more."""
-    with contextlib.closing(SqliteStore.read_only(path)) as store:
-        async with asyncio.timeout(60):
-            while store.pending_draws(1):
-                await asyncio.sleep(0.1)
-
-
-async def ask(gateway: GatewayProcess, count: int) -> None:
-    """So many answers, by several clients; none may fail."""
-    witness = Witness()
-
-    async def some(first: int) -> None:
-        for number in range(first, count, CLIENTS):
-            async with gateway.client() as client:  # another worker each time
-                await one_answer(client, number, witness)
-
-    async with asyncio.TaskGroup() as group:
-        for first in range(CLIENTS):
-            group.create_task(some(first))
-    assert len(witness.ended) == count
-
-
-def assert_same(by_metrics: Figures, by_store: Figures) -> None:
-    assert by_metrics.requests == by_store.requests
-    assert by_metrics.stored == by_store.stored
-    assert by_metrics.prompt_tokens == by_store.prompt_tokens
-    assert by_metrics.completion_tokens == by_store.completion_tokens
-    assert by_metrics.cost_usd == pytest.approx(by_store.cost_usd, rel=1e-9)
 
 
 @pytest.mark.timeout(300)
 async def test_counters_equal_the_store_over_graceful_restarts(tmp_path: Path) -> None:
-    store = tmp_path / "understudy.db"
-    async with agreeing_upstreams(store) as data:
-        for life in range(1, LIVES + 1):
-            async with gateway_process(tmp_path, data, {"workers": WORKERS}) as gateway:
-                await ask(gateway, REQUESTS // LIVES)
-                await settled(store)
-                figures = await told(gateway)
-                assert figures.asked == life * (REQUESTS // LIVES)
-                assert_same(figures, known(store, PRICE))
-                gateway.terminate()
-                assert await gateway.process.wait() == 0
-        assert figures.cost_usd > 0
-        assert {by for _, by, _ in figures.requests} == {"student", "teacher"}
+    figures = await lives(tmp_path, LIVES, REQUESTS // LIVES)
+    assert figures.cost_usd > 0
+    assert {by for _, by, _ in figures.requests} == {"student", "teacher"}
 
 
 @pytest.mark.timeout(300)
