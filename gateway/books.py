@@ -17,7 +17,7 @@ from gateway.capture import Capture
 from gateway.errors import GatewayError
 from gateway.logs import log
 from gateway.metrics import LastingChild, Metrics
-from gateway.store.records import Attempt, Captured, Exchange, Status
+from gateway.store.records import Attempt, Captured, Status
 from gateway.streams.shape import AnswerStream
 from gateway.totals import Counts
 from gateway.turn import Reply, Turn
@@ -81,8 +81,8 @@ class ClientStream:
     async def fail(self, error: str) -> bytes:
         """An honest end for an answer that cannot be completed: an error event, never [DONE]."""
         turn, books = self.turn, self.books
-        exchange = turn.exchange(Status.INCOMPLETE, self.stream.answer(), monotonic(), error=error)
-        captured = await books.keep(turn, exchange, 502)
+        partial = self.stream.answer()
+        captured = await books.keep(turn, 502, Status.INCOMPLETE, partial, error)
         books.count(turn, 502)
         event = GatewayError(
             "stream_broken", f"The answer was cut before its end ({error}). Discard it, try again."
@@ -130,8 +130,7 @@ class Books:
     async def commit(self, turn: Turn, body: Mapping[str, Any]) -> Captured:
         """Put a complete exchange on disk, or say that it is not there."""
         started = time.perf_counter()
-        exchange = turn.exchange(Status.COMPLETE, body, monotonic())
-        stored = await self.keep(turn, exchange, 200)
+        stored = await self.keep(turn, 200, Status.COMPLETE, body)
         self.spent(turn, "capture", started)
         turn.complete = True
         if turn.drawn:
@@ -142,8 +141,7 @@ class Books:
         """Keep a request that nobody could answer."""
         captured = Captured.NO
         if not turn.finished:  # else what the error is about is that it cannot be stored
-            exchange = turn.exchange(Status.ERROR, None, monotonic(), error=error.code)
-            captured = await self.keep(turn, exchange, error.status)
+            captured = await self.keep(turn, error.status, Status.ERROR, None, error.code)
         self.count(turn, error.status)
         return captured
 
@@ -160,10 +158,18 @@ class Books:
         self.capture.put_soon(exchange, self._counts(turn, 499))
         self.count(turn, 499)
 
-    async def keep(self, turn: Turn, exchange: Exchange, status: int) -> Captured:
+    async def keep(
+        self,
+        turn: Turn,
+        status: int,
+        how: Status,
+        answer: Mapping[str, Any] | None,
+        error: str | None = None,
+    ) -> Captured:
         """Hand the turn's exchange to the store, and with it what it counts for if the answer
         goes out with this status."""
         turn.finished = True
+        exchange = turn.exchange(how, answer, monotonic(), error=error)
         try:
             return await self.capture.put(exchange, self._counts(turn, status))
         except asyncio.CancelledError:  # it is stored all the same, and so it is counted

@@ -28,6 +28,8 @@ from gateway.totals import Counts, Series
 
 MAX_BATCH = 256
 RETRY_S = 1.0
+AGAIN_S = 30.0
+"""Pause after counts could not be committed by themselves; an exchange takes them along before."""
 BUSY_S = 1.0
 """Short, so that the thread can take what waits into its own hands while the file is locked."""
 PARTIAL_FROM = 0.9
@@ -82,6 +84,7 @@ class Writer:
         self._faulty_since = 0.0
         self._pressure = Level.WHOLE
         self._looked_at = 0.0
+        self._flush_from = 0.0
 
     def run(self) -> None:
         """Until None comes out of the queue; then once more what is late, and the end."""
@@ -136,9 +139,15 @@ class Writer:
             self._try_late()
         elif self._fault is not None and not exchanges and self._store.writable():
             self._fault = None
-        if self._metrics.totals and not exchanges and self._fault is None:
-            self._put([], [])
+        if not exchanges and self._fault is None:
+            self._flush()
         self._settle()
+
+    def _flush(self) -> None:
+        """Commit what was counted and goes with no exchange."""
+        now = time.monotonic()
+        if self._metrics.totals and now >= self._flush_from and self._put([], []) is not None:
+            self._flush_from = now + AGAIN_S  # on a full disk there is no use in every second
 
     def _try_late(self) -> None:
         jobs = [self._late.popleft() for _ in range(min(MAX_BATCH, len(self._late)))]
@@ -290,8 +299,8 @@ class Writer:
             log("captures_lost", count=len(self._late), fault=self._fault)
             self._lost(list(self._late))
             self._tell([(job, Captured.NO) for job in self._late])
-        if self._metrics.totals:
-            self._put([], [])
+        self._flush_from = 0.0
+        self._flush()
 
     def _lost(self, jobs: Sequence[Job]) -> None:
         count_lost(self._metrics, jobs)

@@ -29,8 +29,8 @@ _ADMIN = (
     "`understudy_events_total`:"
 )
 METRICS = (
-    "# Metrics\n\nAll labels are bounded; none holds a user, a key or text. `/metrics` of any worker "
-    "tells of all of them.\n\n`understudy_requests_total`, `understudy_tokens_total`, "
+    "# Metrics\n\nAll labels are bounded; none holds a user, a key or a prompt (`slice` is one of a task's "
+    "own frequent answers, 20 at most). `/metrics` of any worker tells of all of them.\n\n`understudy_requests_total`, `understudy_tokens_total`, "
     "`understudy_cost_usd_total`,\n`understudy_cost_avoided_usd_total` and "
     "`understudy_fallback_records_total` go on over restarts: the\ncommit that stores an exchange "
     "counts it in the store's file too, and a start begins there. Every other\ncounter begins at "
