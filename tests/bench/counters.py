@@ -19,7 +19,7 @@ def main() -> None:
     """Run it; ends with an error where any figure differs."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir="var") as folder:
-        figures = asyncio.run(lives(Path(folder), LIVES, REQUESTS // LIVES))
+        figures = asyncio.run(lives(Path(folder).resolve(), LIVES, REQUESTS // LIVES))
     told = {"requests": figures.asked, "stored": figures.stored, "cost_usd": figures.cost_usd,
             "teacher_tokens": figures.prompt_tokens + figures.completion_tokens,
             "lives": LIVES, "equal": True, "seconds": round(time.monotonic() - began)}  # fmt: skip

@@ -59,7 +59,7 @@ def main() -> None:
     with postgres() as server, tempfile.TemporaryDirectory(dir="var") as folder:
         server.fresh()
         upgrade(server.url)
-        print(json.dumps(asyncio.run(measured(Path(folder), server, rounds)), indent=2))
+        print(json.dumps(asyncio.run(measured(Path(folder).resolve(), server, rounds)), indent=2))
 
 
 if __name__ == "__main__":
