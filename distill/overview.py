@@ -115,8 +115,9 @@ def report(
     config: ConfigFile,
     since: Annotated[str, typer.Option(help="A span such as 7d, or a time.")] = "7d",
     task: Annotated[str | None, typer.Option(help="Task; all by default.")] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page to mail instead.")
+    html: Annotated[bool, typer.Option("--html", help="A page to mail, with plots.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write page or JSON; standard output by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON array.")] = False,
 ) -> None:
@@ -138,14 +139,23 @@ def report(
         fail(*error.problems)
     except StoreError as error:
         fail(str(error))
-    if html is not None:
-        html.write_text(page("Understudy", _parts(found)), encoding="utf-8")
-        typer.echo(str(html))
-    elif as_json:
-        typer.echo(json.dumps([each.facts() for each in found]))
+    if html or as_json:
+        facts = [each.facts() for each in found]
+        _put(page("Understudy", _parts(found)) if html else json.dumps(facts) + "\n", out)
     else:
         for each in found:
             Console().print(_terminal(each))
+
+
+def _put(text: str, out: Path | None) -> None:
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        fail(f"{out}: {error.strerror}")
+    typer.echo(str(out))
 
 
 def look(place: Place, task: Task, since: float, until: float) -> Overview:

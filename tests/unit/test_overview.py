@@ -118,9 +118,10 @@ def test_the_command_writes_a_page_a_table_and_json(tmp_path: Path) -> None:
     (facts,) = json.loads(run(app, ["--config", str(config), "--json"]).output)
     assert facts["requests"] == 15
     out = tmp_path / "week.html"
-    told = run(app, ["--config", str(config), "--since", "7d", "--html", str(out)])
+    told = run(app, ["--config", str(config), "--since", "7d", "--html", "--out", str(out)])
     assert told.exit_code == 0, told.output
     page = out.read_text()
+    assert run(app, ["--config", str(config), "--html"]).output.startswith("<!doctype html>")
     assert page.count("<svg") == 1
     assert "75.0% of 4 audited answers" in page
     assert "worse on 3 rows" in page
