@@ -17,7 +17,7 @@ import sqlite3
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,9 +93,10 @@ def restore(
     ] = False,
 ) -> None:
     """Put a backup back. The gateway must not run; every file is checked before any is placed."""
-    _, place = _site(config)
+    settings, place = _site(config)
+    homes = [task.distill.folder for task in settings.tasks]
     try:
-        found, aside = read_backup(place, file, replace=replace, now=time.time())
+        found, aside = read_backup(place, file, homes, replace=replace, now=time.time())
     except (OSError, tarfile.TarError, BackupError, KeyError, ValueError) as error:
         fail(f"{file}: {error}")
     written = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(found.at))
@@ -140,9 +141,10 @@ def write_backup(config: Config, place: Place, to: Path, now: float) -> Contents
 
 
 def read_backup(
-    place: Place, file: Path, *, replace: bool, now: float
+    place: Place, file: Path, homes: Sequence[Path], *, replace: bool, now: float
 ) -> tuple[Contents, Path | None]:
-    """Check every file, then place them: folders first, the store last.
+    """Check every file, then place them: folders first, the store last. Folders go below ``homes``
+    alone, whatever the file says.
 
     Returns:
         What was in it, and where a store that was there is now.
@@ -156,7 +158,7 @@ def read_backup(
     with tempfile.TemporaryDirectory(dir=place.path.parent, prefix=".restore-") as work:
         found = _unpacked(file, Path(work))
         for name, folder in found.folders.items():
-            _check_way(Path(work) / name, Path(folder))
+            _check_way(Path(work) / name, Path(folder), homes)
         for name, folder in found.folders.items():
             if not Path(folder).exists():
                 Path(folder).parent.mkdir(parents=True, exist_ok=True)
@@ -232,8 +234,10 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return opened.read()
 
 
-def _check_way(ours: Path, theirs: Path) -> None:
+def _check_way(ours: Path, theirs: Path, homes: Sequence[Path]) -> None:
     """A folder that is there already must be the same: weights are never changed under a name."""
+    if not any(theirs.resolve().is_relative_to(home.resolve()) for home in homes):
+        raise BackupError(f"{theirs} is not below any task's distill.folder")
     if theirs.exists() and dict(_digests(ours)) != dict(_digests(theirs)):
         raise BackupError(f"{theirs} is there, and differs; move it away")
 

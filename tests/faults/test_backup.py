@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import io
+import json
 import shutil
 import subprocess
 import sys
@@ -78,6 +81,7 @@ async def backed_up(folder: Path, place: Place, env: dict[str, str]) -> None:
         data = config_data(replica.upstream.url, teacher.url, home / "understudy.db")
         data["tasks"][0]["student"] = {"base_urls": [replica.upstream.url], "timeout_s": 5.0}
         data["tasks"][0]["router"] = {"hold": "all"}
+        data["tasks"][0]["distill"] = {"folder": str(home)}
         if env:
             data["postgres"] = {"url_env": URL}
         names = [add_version(place, home) for _ in range(2)]
@@ -153,6 +157,7 @@ def made(tmp_path: Path) -> Path:
     data = config_data("http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1", place.path)
     data["tasks"][0].pop("router")
     data["tasks"][0].pop("student")
+    data["tasks"][0]["distill"] = {"folder": str(tmp_path)}
     (tmp_path / "understudy.yaml").write_text(yaml.safe_dump(data))
     done = understudy(tmp_path, "backup", "--to", str(tmp_path / "b.tar"))
     assert done.returncode == 0, done.stderr
@@ -196,6 +201,25 @@ def test_a_damaged_backup_changes_nothing(made: Path, damage: str) -> None:
     assert (made / "understudy.db").read_bytes() == before
     assert not list(made.glob("*.before-restore-*"))
     assert not list(made.glob(".restore-*"))
+
+
+@pytest.mark.parametrize("lie", ["member", "folder"])
+def test_a_backup_that_lies_about_places_is_refused(made: Path, lie: str) -> None:
+    evil = b"evil"
+    folder = str(made) if lie == "member" else "/nowhere/else"
+    name = "../evil" if lie == "member" else "folders/0/evil"
+    told = {"format": 1, "at": 0.0, "folders": {"folders/0": folder},
+            "files": {name: hashlib.sha256(evil).hexdigest()}}  # fmt: skip
+    with tarfile.open(made / "lie.tar", "w") as tar:
+        for member, raw in ((name, evil), ("manifest.json", json.dumps(told).encode())):
+            info = tarfile.TarInfo(member)
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+    done = understudy(made, "restore", str(made / "lie.tar"), "--replace")
+    assert done.returncode == 1
+    assert "out of its place" in done.stderr or "distill.folder" in done.stderr
+    assert not (made.parent / "evil").exists()
+    assert not list(made.glob("*.before-restore-*"))
 
 
 def test_a_backup_is_its_owner_s_alone_and_leaves_nothing_behind(made: Path) -> None:
