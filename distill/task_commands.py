@@ -76,6 +76,8 @@ def new(
             **({"api_key_env": api_key_env} if api_key_env else {}),
             "price": {"input": price_input, "output": price_output},
         },
+        # Clients that leave the temperature at its default would never meet the student.
+        "pin_sampling": True,
         "student": {"classifier_urls": ["http://127.0.0.1:8011/v1"]},
         "risk": {"alpha": alpha, "delta": delta, "comparator": comparator},
         "distill": {"usd_per_day": usd_per_day},

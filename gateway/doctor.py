@@ -41,6 +41,8 @@ BACKLOG = 10_000
 LATE_S = 30 * 3600.0
 FEW = 20
 NEW_TEMPLATES = 0.05
+UNSUPPORTED = 0.5
+"""Shares of a day's requests from which somebody should look."""
 
 app = typer.Typer(add_completion=False)
 
@@ -261,12 +263,25 @@ def _traffic(task: Task, place: Place, now: float) -> Iterator[Finding]:
         today = Filter(task=task.name, since=now - DAY_S)
         asked = store.count(today)
         new = store.count(replace(today, reason=Reason.NEW_TEMPLATE.value))
+        foreign = store.count(replace(today, reason=Reason.UNSUPPORTED_FEATURE.value))
     if asked < FEW:
         return
     says = f"{new} of {asked} requests in a day have a template that the student never saw"
     fix = f"understudy captures list --task {task.name} --reason new_template; the night learns it"
     many = new > NEW_TEMPLATES * asked
     yield Finding(area, Level.WARN if many else Level.OK, says, fix if many else None)
+    yield from _features(task, foreign, asked)
+
+
+def _features(task: Task, foreign: int, asked: int) -> Iterator[Finding]:
+    """What the student is never asked: mostly sampling that clients leave at its default."""
+    if foreign <= UNSUPPORTED * asked:
+        return
+    says = f"{foreign} of {asked} requests in a day ask for what the student does not do"
+    fix = "x-understudy-explain: 1 says of each answer what it was"
+    if not task.pin_sampling:
+        fix += "; a temperature other than 0, or none: `pin_sampling: true`"
+    yield Finding(f"{task.name}/features", Level.WARN, says, fix)
 
 
 def _nights(task: Task, place: Place, now: float) -> Iterator[Finding]:

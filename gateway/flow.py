@@ -93,7 +93,8 @@ class Flow:
             if task.awaits_student and turn.wishes.route is Route.JUDGED:
                 self._draw(turn)
             return Reason.NO_STUDENT, None
-        if unsupported(turn.request, task.settings, judge.profile):
+        turn.feature = unsupported(turn.request, task.settings, judge.profile)
+        if turn.feature is not None:
             return Reason.UNSUPPORTED_FEATURE, None
         if turn.wishes.route is Route.JUDGED:
             self._draw(turn)

@@ -275,7 +275,9 @@ class Task(Section):
     )
     pin_sampling: bool = Field(
         False,
-        description="Student decodes with the certificate's profile whatever the client asks for.",
+        description="Student decodes with the certificate's profile (temperature 0) whatever the "
+        "client asks for. Without it a request that names no temperature, which means 1, goes to "
+        "the teacher as `unsupported_feature`. The teacher always gets what the client asked for.",
     )
     on_student_down: Literal["teacher", "error"] = Field(
         "teacher",

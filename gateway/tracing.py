@@ -107,6 +107,7 @@ class SpanTrace:
             "understudy.served_by": verdict.served_by.value,
             "understudy.reason": verdict.reason.value,
             "understudy.would_be_reason": verdict.would_be_reason.value,
+            "understudy.unsupported": turn.feature,
             "understudy.score": verdict.score,
             "understudy.threshold": verdict.threshold,
             "understudy.ood_score": verdict.ood_score,

@@ -70,6 +70,8 @@ class Turn:
     complete: bool = False
     """Whether that was a whole answer."""
     trace: Trace | None = None
+    feature: str | None = None
+    """What the student does not do, of what was asked."""
     counted_as: int | None = None
     """The status that its exchange took along to the store's totals."""
 
@@ -152,6 +154,7 @@ class Turn:
             "served_by": verdict.served_by,
             "reason": verdict.reason,
             "would_be_reason": verdict.would_be_reason,
+            "unsupported": self.feature,
             "score": verdict.score,
             "threshold": verdict.threshold,
             "ood_score": verdict.ood_score,

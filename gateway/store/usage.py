@@ -21,7 +21,8 @@ WHERE {_SPAN} AND e.served_by = 'student' AND e.reason = 'in_distribution' GROUP
 """
 _TOOK = f"""
 SELECT e.total_ms FROM exchanges e
-WHERE {_SPAN} AND e.served_by = ? AND e.status = 'complete' LIMIT {{limit}}
+WHERE {_SPAN} AND e.served_by = ? AND e.status = 'complete' AND e.total_ms > 0
+LIMIT {{limit}}
 """
 _FEEDBACK = "SELECT state, count(*) FROM feedback WHERE task = ? AND at >= ? AND at < ? GROUP BY 1"
 SAMPLE = 5_000
@@ -81,7 +82,8 @@ class Usage(SharedTables):
         )
 
     def median_ms(self, task: str, served_by: str, since: float, until: float) -> float | None:
-        """From request to commit, of one side's answers."""
+        """From request to commit, of one side's answers; those that were asked for by a command
+        have no client who waited."""
         sql = _TOOK.format(limit=SAMPLE)
         with self.reading():
             took = sorted(row[0] for row in self._db.execute(sql, (task, since, until, served_by)))

@@ -285,6 +285,7 @@ async def test_a_file_that_is_there_gets_the_task_added(
     await made(tmp_path, url, 0)
     config = load_config(tmp_path / "u.yaml")
     assert [t.name for t in config.tasks] == ["older", "accounts"]
+    assert config.tasks[1].pin_sampling  # clients that name no temperature are served too
     assert config.limits.body_bytes == 2048
 
 

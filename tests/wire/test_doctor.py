@@ -110,7 +110,7 @@ async def test_new_templates_and_late_nights_are_seen(tmp_path: Path) -> None:
     with contextlib.closing(SqliteStore.open(place.path)) as store:
         store.put([
             replace(EXCHANGE, id=f"{n:032x}", task=TASK, created_at=now - 60,
-                    reason="new_template" if n % 4 == 0 else "ood")
+                    reason="new_template" if n % 4 == 0 else "unsupported_feature")
             for n in range(40)
         ])  # fmt: skip
     name = add_version(place, tmp_path)
@@ -126,6 +126,8 @@ async def test_new_templates_and_late_nights_are_seen(tmp_path: Path) -> None:
         found = await findings(path)
         assert "10 of 40" in found[f"{TASK}/templates"][0].says
         assert levels(found)[f"{TASK}/templates"] is Level.WARN
+        assert "30 of 40" in found[f"{TASK}/features"][0].says
+        assert levels(found)[f"{TASK}/features"] is Level.WARN
         assert found[f"{TASK}/nights"][0].level is Level.WARN
         assert "worse" in found[f"{TASK}/nights"][0].says
         assert levels(found)[f"{TASK}/version"] is Level.OK
