@@ -22,6 +22,9 @@ T = 'task=~"$task"'
 RATE = "[$__rate_interval]"
 REQUESTS = "understudy_requests_total"
 
+NONE = " or on () vector(0)"
+"""A zero where there is nothing, and only there: a task without nights, say."""
+
 
 def _rate(metric: str, labels: str = T, by: str = "") -> str:
     by = f"by ({by}) " if by else ""
@@ -51,7 +54,7 @@ def _in_service(width: int = 12) -> Panel:
 def traffic() -> Dashboard:
     """Who answers, why, and what it costs."""
     student = f'{T}, served_by="student"'
-    share = f"({_rate(REQUESTS, student)} or vector(0)) / ({_rate(REQUESTS)} > 0)"
+    share = f"({_rate(REQUESTS, student)} or on () vector(0)) / ({_rate(REQUESTS)} > 0)"
     by_task = f"{_rate(REQUESTS, student, 'task')} / ({_rate(REQUESTS, T, 'task')} > 0)"
     spent = f"sum(increase(understudy_cost_usd_total{{{T}}}[24h]))"
     avoided = f"sum(increase(understudy_cost_avoided_usd_total{{{T}}}[24h]))"
@@ -61,7 +64,7 @@ def traffic() -> Dashboard:
                ((None, YELLOW), (0.5, GREEN))),
         number("Certified coverage", f"min(understudy_coverage_ratio{{{T}}})", "percentunit",
                "What the certificate expects of traffic like its draws; the lowest task's."),
-        number("Gates closed", f"sum(1 - understudy_gate_open{{{T}}}) or vector(0)", "short",
+        number("Gates closed", f"sum(1 - understudy_gate_open{{{T}}}) or on () vector(0)", "short",
                "Tasks whose student may not serve.", ((None, GREEN), (1, RED))),
         number("Spent in 24 h", spent, "currencyUSD", "Teacher by token, student by machine time."),
         number("Avoided in 24 h", avoided, "currencyUSD",
@@ -80,7 +83,7 @@ def traffic() -> Dashboard:
               "percentunit", "Well below the certified coverage, traffic is not like the draws "
               "that certified it: see drift on Quality.", most=1),
         lines("Errors", [Query(_rate(REQUESTS, f'{T}, code_class!="2xx"', "code_class")
-                               + " or vector(0)", "{{code_class}}")],
+                               + " or on () vector(0)", "{{code_class}}")],
               "reqps", "Answers that were no success, by class of status."),
     ]  # fmt: skip
     versions: list[Panel] = [
@@ -117,7 +120,7 @@ def quality() -> Dashboard:
                f"max(understudy_risk_upper_bound{{{T}}} / on (task) understudy_risk_alpha{{{T}}})",
                "percentunit", "100 % or less: the promise is confirmed. The worst task's.",
                ((None, GREEN), (1, YELLOW))),
-        number("Refuted", f'sum(understudy_audit_state{{{T}, state="refuted"}}) or vector(0)',
+        number("Refuted", f'sum(understudy_audit_state{{{T}, state="refuted"}}) or on () vector(0)',
                "short", "Tasks whose risk is above alpha with confidence.",
                ((None, GREEN), (1, RED))),
         number("Labels missing", f"max(understudy_audit_labels_missing{{{T}}})", "short",
@@ -125,9 +128,9 @@ def quality() -> Dashboard:
                "task."),
         number("Drift", f"max(understudy_drift_score{{{T}}})", "short",
                "Population stability index of P(out): from 0.1 a look, from 0.25 a shift.", drift),
-        number("Teacher's own noise", f"max(understudy_teacher_self_disagreement{{{T}}})",
+        number("Teacher's own noise", f"max(understudy_teacher_self_disagreement{{{T}}}){NONE}",
                "percentunit", "Share of the probe set on which the teacher contradicts itself: no "
-               "risk below it can be shown."),
+               "risk below it can be shown. 0 until a probe set was asked twice."),
         number("Draws a day", f"86400 * {_rate('understudy_audit_draws_total')}", "short",
                "Answers of the other side asked for, at the present rate."),
     ]  # fmt: skip
@@ -161,14 +164,15 @@ def quality() -> Dashboard:
               "said where the teacher answered.", most=1),
         lines("Agreement by slice, the lowest",
               [Query("bottomk(10, max by (task, slice) "
-                     f"(understudy_distill_agreement_ratio{{{T}}}))",
+                     f"(understudy_distill_agreement_ratio{{{T}}})){NONE}",
                      "{{task}}: {{slice}}")],
               "percentunit", "Of the version that serves, on the test rows of the latest run that "
               "measured it; slices are the frequent answers of a closed set.", most=1),
         lines("Draw rate", [Query(f"understudy_draw_rate{{{T}}}", "{{task}}")], "percentunit",
               "Probability that a request is drawn."),
         lines("Feedback", [Query("sum by (kind, state) (rate(understudy_feedback_total"
-                                 f"{{{T}}}{RATE})) * 3600 or vector(0)", "{{kind}} {{state}}")],
+                                 f"{{{T}}}{RATE})) * 3600{NONE}",
+                                 "{{kind}} {{state}}")],
               "short", "Words of applications, an hour."),
     ]  # fmt: skip
     scores: list[Panel] = [
@@ -180,7 +184,7 @@ def quality() -> Dashboard:
               "Population stability index of P(out) against the calibration rows.", steps=drift),
         lines("Events",
               [Query(f"sum by (task, kind) (increase(understudy_events_total{{{T}}}[1h]))"
-                     " or vector(0)",
+                     " or on () vector(0)",
                      "{{task}} {{kind}}")],
               "short", "What `understudy` wrote into the events, by the hour."),
     ]  # fmt: skip
@@ -198,7 +202,7 @@ def performance() -> Dashboard:
         number("In flight", "sum(understudy_requests_in_flight)", "short", "Requests under way."),
         number("Overhead, p99", _quantile(0.99, "understudy_overhead_seconds", "", "job"), "s",
                "What the gateway adds.", ((None, GREEN), (0.05, YELLOW), (0.25, RED))),
-        number("Breakers open", "sum(understudy_circuit_open) or vector(0)", "short",
+        number("Breakers open", "sum(understudy_circuit_open) or on () vector(0)", "short",
                "Upstreams that are left alone.", ((None, GREEN), (1, RED))),
         number("Loop lag", "max(understudy_loop_lag_seconds)", "s",
                "How late the event loop wakes; over the limit requests are shed.",
@@ -228,10 +232,11 @@ def performance() -> Dashboard:
         states("Breakers", [Query("max by (upstream) (understudy_circuit_open)", "{{upstream}}")],
                "Red while open.", ((None, GREEN), (1, RED))),
         lines("Replicas ready",
-              [Query(f"min by (task, student) (understudy_replicas_ready{{{T}}})", "{{student}}")],
-              "short", "Replicas that list a version and answered a probe for it."),
+              [Query(f"min by (task, student) (understudy_replicas_ready{{{T}}}){NONE}",
+                     "{{student}}")],
+              "short", "Replicas that list a registered version and answered a probe for it."),
         lines("Refused to keys",
-              [Query(f"sum by (code) (rate(understudy_key_refusals_total{RATE})) or vector(0)",
+              [Query(f"sum by (code) (rate(understudy_key_refusals_total{RATE})){NONE}",
                      "{{code}}")],
               "reqps", "By error code."),
     ]  # fmt: skip
@@ -268,13 +273,13 @@ def distillation() -> Dashboard:
     )
     day = 86_400.0
     now: list[Panel] = [
-        number("Since the last decision", f"time() - max by (task) ({last}{{{T}}})", "s",
-               "A run that promoted, refused, waits or had nothing to learn.",
+        number("Since the last decision", f"time() - max by (task) ({last}{{{T}}}){NONE}", "s",
+               "A run that promoted, refused, waits or had nothing to learn. 0: none yet.",
                ((None, GREEN), (1.25 * day, YELLOW), (2 * day, RED)), 6),
         *(
             number(f"{outcome.capitalize()} in 7 days",
                    f'sum(max by (task) (increase({runs}{{{T}, outcome="{outcome}"}}[7d]))) '
-                   "or vector(0)", "short", means, steps, 6)
+                   "or on () vector(0)", "short", means, steps, 6)
             for outcome, means, steps in (
                 ("promoted", "New versions.", ((None, BLUE),)),
                 ("refused", "Candidates that were no better, or not certified.", ((None, BLUE),)),
@@ -284,23 +289,23 @@ def distillation() -> Dashboard:
     ]  # fmt: skip
     nights: list[Panel] = [
         lines("Runs by outcome",
-              [Query(f"max by (task, outcome) ({runs}{{{T}}})", "{{task}} {{outcome}}")], "short",
-              "As the ledger counts them."),
+              [Query(f"max by (task, outcome) ({runs}{{{T}}}){NONE}", "{{task}} {{outcome}}")],
+              "short", "As the ledger counts them."),
         lines("Examples by state",
-              [Query(f"max by (task, state) (understudy_distill_examples{{{T}}})",
+              [Query(f"max by (task, state) (understudy_distill_examples{{{T}}}){NONE}",
                      "{{task}} {{state}}")],
               "short", "Of the latest run. Fresh calibration draws decide once.",
               stacked="normal"),
         _in_service(24),
         lines("Changes of versions",
               [Query(f"sum by (task, outcome) (increase(understudy_deployments_total{{{T}}}[1h]))"
-                     " or vector(0)",
+                     " or on () vector(0)",
                      "{{task}} {{outcome}}")],
               "short", "Followed by gateways, or failed to."),
         lines("Events of the nights",
               [Query("sum by (task, kind) (increase(understudy_events_total{"
                      f'{T}, kind=~"promoted|rolled_back|canary|teacher_changed|drift"}}[1h]))'
-                     " or vector(0)",
+                     " or on () vector(0)",
                      "{{task}} {{kind}}")],
               "short", "By the hour."),
     ]  # fmt: skip

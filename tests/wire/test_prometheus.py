@@ -21,7 +21,6 @@ TASK = "banking-intents"
 QUIET = {
     "Drift": "a block of 500 judged prompts",
     "Drift of prompts": "a block of 500 judged prompts",
-    "Replicas ready": "a registered student",
 }
 """Panels that need more than a minute of one gateway can give, and what that is."""
 

@@ -104,7 +104,10 @@ async def test_sampling_outside_the_profile_is_unsupported_unless_pinned(tmp_pat
         await expect(r, "teacher", Reason.UNSUPPORTED_FEATURE, temperature=0, max_tokens=1)
         await expect(r, "student", Reason.IN_DISTRIBUTION, temperature=0)
         await expect(r, "student", Reason.IN_DISTRIBUTION, temperature=0.0, top_p=1)
-        for body, named in (({}, "temperature"), ({"temperature": 0, "n": 2}, "n")):
+        asked: list[tuple[dict[str, Any], str]] = [
+            ({}, "temperature"), ({"temperature": 0, "n": 2}, "n"),
+        ]  # fmt: skip
+        for body, named in asked:
             told = (await r.ask(headers={"x-understudy-explain": "1"}, **body)).json()
             assert told["understudy"]["unsupported"] == named
 
