@@ -27,6 +27,7 @@ import typer
 from gateway.config_file import environment, load_config, place_of
 from gateway.errors import ConfigError, StoreError
 from gateway.settings import Config
+from gateway.store.opening import moved_aside
 from gateway.store.place import Place
 from gateway.terminal import ConfigFile, fail
 
@@ -34,7 +35,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 FORMAT = 1
 STORE = "store.db"
 MANIFEST = "manifest.json"
-_SUFFIXES = ("", "-wal", "-shm")
 
 
 class BackupError(Exception):
@@ -112,7 +112,7 @@ def write_backup(config: Config, place: Place, to: Path, now: float) -> Contents
     """Write it beside its place first: a file of that name is whole.
 
     Raises:
-        BackupError: a version's folder is gone.
+        BackupError: there is no store.
         StoreError: the registry cannot be read.
     """
     if not place.path.is_file():
@@ -163,7 +163,7 @@ def read_backup(
             if not Path(folder).exists():
                 Path(folder).parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(Path(work) / name, folder)
-        aside = _moved_aside(place.path, now) if place.path.exists() else None
+        aside = moved_aside(place.path, "before-restore", now) if place.path.exists() else None
         (Path(work) / STORE).rename(place.path)
     return found, aside
 
@@ -247,12 +247,3 @@ def _digests(folder: Path) -> Iterator[tuple[str, str]]:
         if path.is_file():
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             yield str(path.relative_to(folder)), digest
-
-
-def _moved_aside(path: Path, now: float) -> Path:
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-    aside = path.with_name(f"{path.name}.before-restore-{stamp}")
-    for suffix in _SUFFIXES:
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    return aside

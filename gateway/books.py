@@ -40,9 +40,6 @@ def not_stored(task: str) -> GatewayError:
     )
 
 
-_EXPECTED = frozenset({"ok", "abandoned", "not_confident"})
-
-
 def _traced(turn: Turn) -> dict[str, str]:
     """For a log line: where the trace is, if there is one."""
     return {} if turn.trace is None else {"trace_id": turn.trace.id}
@@ -191,7 +188,7 @@ class Books:
             turn.trace.call(attempt)
         self.book_spend(turn.task.name, attempt)
         self._charge(turn.principal, attempt, attempt.cost_usd)
-        if attempt.outcome not in _EXPECTED:
+        if attempt.fault:
             log("upstream_failed", id=turn.id, upstream=attempt.upstream, outcome=attempt.outcome,
                 **_traced(turn))  # fmt: skip
 
@@ -222,14 +219,12 @@ class Books:
     def count(self, turn: Turn, status: int) -> None:
         """Count one request; 499 is a client that left. What went along with its exchange is in
         the store's totals, or will be, and is set right there if it ended otherwise."""
+        settled = turn.counted_as == status
         for child, amount in self._counted(turn, status):
-            child.show(amount)
-        if turn.counted_as != status:
-            if turn.counted_as is not None:
-                for child, amount in self._counted(turn, turn.counted_as):
-                    self.metrics.totals.add(child.series, -amount)
-            for child, amount in self._counted(turn, status):
-                self.metrics.totals.add(child.series, amount)
+            (child.show if settled else child.inc)(amount)
+        if not settled and turn.counted_as is not None:
+            for child, amount in self._counted(turn, turn.counted_as):
+                self.metrics.totals.add(child.series, -amount)
         self.metrics.duration.labels(turn.task.name, turn.verdict.served_by.value).observe(
             monotonic() - turn.started
         )

@@ -44,7 +44,6 @@ _ASKED = {
     "seed": "gen_ai.request.seed",
     "n": "gen_ai.request.choice.count",
 }
-_EXPECTED = frozenset({"ok", "not_confident", "abandoned"})
 _CARRIER = TraceContextTextMapPropagator()
 
 
@@ -76,7 +75,7 @@ class SpanTrace:
         }
         if attempt.status_code is not None:
             told["http.response.status_code"] = attempt.status_code
-        wrong = None if attempt.outcome in _EXPECTED else attempt.outcome
+        wrong = attempt.outcome if attempt.fault else None
         name = f"{self.operation} {attempt.upstream}"
         self._child(name, SpanKind.CLIENT, attempt.duration_ms / 1000, told, wrong)
 

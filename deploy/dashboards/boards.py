@@ -54,7 +54,7 @@ def _in_service(width: int = 12) -> Panel:
 def traffic() -> Dashboard:
     """Who answers, why, and what it costs."""
     student = f'{T}, served_by="student"'
-    share = f"({_rate(REQUESTS, student)} or on () vector(0)) / ({_rate(REQUESTS)} > 0)"
+    share = f"({_rate(REQUESTS, student)}{NONE}) / ({_rate(REQUESTS)} > 0)"
     by_task = f"{_rate(REQUESTS, student, 'task')} / ({_rate(REQUESTS, T, 'task')} > 0)"
     spent = f"sum(increase(understudy_cost_usd_total{{{T}}}[24h]))"
     avoided = f"sum(increase(understudy_cost_avoided_usd_total{{{T}}}[24h]))"
@@ -64,7 +64,7 @@ def traffic() -> Dashboard:
                ((None, YELLOW), (0.5, GREEN))),
         number("Certified coverage", f"min(understudy_coverage_ratio{{{T}}})", "percentunit",
                "What the certificate expects of traffic like its draws; the lowest task's."),
-        number("Gates closed", f"sum(1 - understudy_gate_open{{{T}}}) or on () vector(0)", "short",
+        number("Gates closed", f"sum(1 - understudy_gate_open{{{T}}}){NONE}", "short",
                "Tasks whose student may not serve.", ((None, GREEN), (1, RED))),
         number("Spent in 24 h", spent, "currencyUSD", "Teacher by token, student by machine time."),
         number("Avoided in 24 h", avoided, "currencyUSD",
@@ -83,7 +83,7 @@ def traffic() -> Dashboard:
               "percentunit", "Well below the certified coverage, traffic is not like the draws "
               "that certified it: see drift on Quality.", most=1),
         lines("Errors", [Query(_rate(REQUESTS, f'{T}, code_class!="2xx"', "code_class")
-                               + " or on () vector(0)", "{{code_class}}")],
+                               + NONE, "{{code_class}}")],
               "reqps", "Answers that were no success, by class of status."),
     ]  # fmt: skip
     versions: list[Panel] = [
@@ -120,7 +120,7 @@ def quality() -> Dashboard:
                f"max(understudy_risk_upper_bound{{{T}}} / on (task) understudy_risk_alpha{{{T}}})",
                "percentunit", "100 % or less: the promise is confirmed. The worst task's.",
                ((None, GREEN), (1, YELLOW))),
-        number("Refuted", f'sum(understudy_audit_state{{{T}, state="refuted"}}) or on () vector(0)',
+        number("Refuted", f'sum(understudy_audit_state{{{T}, state="refuted"}}){NONE}',
                "short", "Tasks whose risk is above alpha with confidence.",
                ((None, GREEN), (1, RED))),
         number("Labels missing", f"max(understudy_audit_labels_missing{{{T}}})", "short",
@@ -184,7 +184,7 @@ def quality() -> Dashboard:
               "Population stability index of P(out) against the calibration rows.", steps=drift),
         lines("Events",
               [Query(f"sum by (task, kind) (increase(understudy_events_total{{{T}}}[1h]))"
-                     " or on () vector(0)",
+                     + NONE,
                      "{{task}} {{kind}}")],
               "short", "What `understudy` wrote into the events, by the hour."),
     ]  # fmt: skip
@@ -202,7 +202,7 @@ def performance() -> Dashboard:
         number("In flight", "sum(understudy_requests_in_flight)", "short", "Requests under way."),
         number("Overhead, p99", _quantile(0.99, "understudy_overhead_seconds", "", "job"), "s",
                "What the gateway adds.", ((None, GREEN), (0.05, YELLOW), (0.25, RED))),
-        number("Breakers open", "sum(understudy_circuit_open) or on () vector(0)", "short",
+        number("Breakers open", f"sum(understudy_circuit_open){NONE}", "short",
                "Upstreams that are left alone.", ((None, GREEN), (1, RED))),
         number("Loop lag", "max(understudy_loop_lag_seconds)", "s",
                "How late the event loop wakes; over the limit requests are shed.",
@@ -278,8 +278,8 @@ def distillation() -> Dashboard:
                ((None, GREEN), (1.25 * day, YELLOW), (2 * day, RED)), 6),
         *(
             number(f"{outcome.capitalize()} in 7 days",
-                   f'sum(max by (task) (increase({runs}{{{T}, outcome="{outcome}"}}[7d]))) '
-                   "or on () vector(0)", "short", means, steps, 6)
+                   f'sum(max by (task) (increase({runs}{{{T}, outcome="{outcome}"}}[7d])))'
+                   f"{NONE}", "short", means, steps, 6)
             for outcome, means, steps in (
                 ("promoted", "New versions.", ((None, BLUE),)),
                 ("refused", "Candidates that were no better, or not certified.", ((None, BLUE),)),
@@ -299,13 +299,13 @@ def distillation() -> Dashboard:
         _in_service(24),
         lines("Changes of versions",
               [Query(f"sum by (task, outcome) (increase(understudy_deployments_total{{{T}}}[1h]))"
-                     " or on () vector(0)",
+                     + NONE,
                      "{{task}} {{outcome}}")],
               "short", "Followed by gateways, or failed to."),
         lines("Events of the nights",
               [Query("sum by (task, kind) (increase(understudy_events_total{"
                      f'{T}, kind=~"promoted|rolled_back|canary|teacher_changed|drift"}}[1h]))'
-                     " or on () vector(0)",
+                     + NONE,
                      "{{task}} {{kind}}")],
               "short", "By the hour."),
     ]  # fmt: skip

@@ -21,7 +21,6 @@ _JUDGED: Mapping[str, tuple[str, list[str]]] = {
     "/v1/completions": ("A text completion; the teacher answers.", ["model", "prompt"]),
     "/v1/responses": ("A response, whole or streamed.", ["model", "input"]),
 }
-_NOTE = {"type": "object", "properties": {"note": {"type": "string"}}, "required": ["note"]}
 _ADMIN: Mapping[str, Mapping[str, tuple[str, dict[str, Any] | None]]] = {
     "/admin/tasks": {"get": ("Every task as it stands.", None)},
     "/admin/tasks/{name}": {
@@ -29,21 +28,22 @@ _ADMIN: Mapping[str, Mapping[str, tuple[str, dict[str, Any] | None]]] = {
     },
     "/admin/tasks/{name}/events": {"get": ("What happened, newest first.", None)},
     "/admin/tasks/{name}/gate": {
-        "post": ("Open or close a gate.", _NOTE | {
-            "properties": {"open": {"type": "boolean"}, "note": {"type": "string"}},
+        "post": ("Open or close a gate.", {
+            "type": "object", "properties": {"open": {"type": "boolean"}, "note": {"type": "string"}},
             "required": ["open", "note"],
         })
     },
     "/admin/tasks/{name}/promote": {
-        "post": ("Let a version serve.", _NOTE | {
-            "properties": {"student": {"type": "string"}, "note": {"type": "string"},
+        "post": ("Let a version serve.", {
+            "type": "object", "properties": {"student": {"type": "string"}, "note": {"type": "string"},
                            "share": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
             "required": ["student", "note"],
         })
     },
     "/admin/tasks/{name}/rollback": {
-        "post": ("Let the version before serve again.", _NOTE | {
-            "properties": {"note": {"type": "string"}, "to": {"type": "string"}},
+        "post": ("Let the version before serve again.", {
+            "type": "object", "properties": {"note": {"type": "string"}, "to": {"type": "string"}},
+            "required": ["note"],
         })
     },
     "/admin/exchanges/{name}": {"get": ("One exchange in full; the look is recorded.", None)},

@@ -39,14 +39,23 @@ def move_damaged(path: Path, now: float) -> Path | None:
         with _alone(path):
             if not damaged(path):
                 return None
-            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
-            aside = path.with_name(f"{path.name}.damaged-{stamp}")
-            for suffix in _SUFFIXES:
-                with contextlib.suppress(FileNotFoundError):
-                    path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-            return aside
+            return moved_aside(path, "damaged", now)
     except OSError as error:
         raise StoreError(f"{path}: cannot be looked at: {error}") from error
+
+
+def moved_aside(path: Path, why: str, now: float) -> Path:
+    """Give a store, with its log, the name ``….WHY-TIME``.
+
+    Raises:
+        OSError: it is still there, or a part of it.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+    aside = path.with_name(f"{path.name}.{why}-{stamp}")
+    for suffix in _SUFFIXES:
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    return aside
 
 
 def ensure_room(path: Path) -> bool:

@@ -39,6 +39,9 @@ class DrawState(StrEnum):
     """There was no student yet: the teacher's answer is all there is. It calibrates the first."""
 
 
+_NO_FAULT = frozenset({"ok", "abandoned", "not_confident"})
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One call to an upstream. Durations in milliseconds, cost in USD."""
@@ -51,6 +54,11 @@ class Attempt:
     completion_tokens: int
     cost_usd: float
     duration_ms: float
+
+    @property
+    def fault(self) -> bool:
+        """Whether the upstream failed; giving a call up, or finding the student unsure, is none."""
+        return self.outcome not in _NO_FAULT
 
     @classmethod
     def unanswered(cls, upstream: str, role: str, outcome: str) -> Attempt:

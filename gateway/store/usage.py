@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from gateway.store.records import DrawState
 from gateway.store.shared import SharedTables
 
+SAMPLE = 5_000
+"""A median is of so many answers at most."""
 _SPAN = "e.task = ? AND e.created_at >= ? AND e.created_at < ?"
 _REQUESTS = f"SELECT e.served_by, e.reason, count(*) FROM exchanges e WHERE {_SPAN} GROUP BY 1, 2"
 _CALLS = f"""
@@ -22,11 +24,9 @@ WHERE {_SPAN} AND e.served_by = 'student' AND e.reason = 'in_distribution' GROUP
 _TOOK = f"""
 SELECT e.total_ms FROM exchanges e
 WHERE {_SPAN} AND e.served_by = ? AND e.status = 'complete' AND e.total_ms > 0
-LIMIT {{limit}}
+LIMIT {SAMPLE}
 """
 _FEEDBACK = "SELECT state, count(*) FROM feedback WHERE task = ? AND at >= ? AND at < ? GROUP BY 1"
-SAMPLE = 5_000
-"""A median is of so many answers at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ class Usage(SharedTables):
     def median_ms(self, task: str, served_by: str, since: float, until: float) -> float | None:
         """From request to commit, of one side's answers; those that were asked for by a command
         have no client who waited."""
-        sql = _TOOK.format(limit=SAMPLE)
         with self.reading():
-            took = sorted(row[0] for row in self._db.execute(sql, (task, since, until, served_by)))
+            rows = self._db.execute(_TOOK, (task, since, until, served_by))
+            took = sorted(row[0] for row in rows)
         return float(took[len(took) // 2]) if took else None
 
     def feedback(self, task: str, since: float, until: float) -> dict[str, int]:
