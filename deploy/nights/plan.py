@@ -38,21 +38,27 @@ class Day:
     """How the operator's delta is spent (``distill.promise``)."""
 
 
-def fortnight(lora: bool, first: int = 1100, each: int = 330) -> list[Day]:
-    """Fourteen days; with ``lora`` the language model is trained on nights 1, 4, 8 and, wrongly,
-    12."""
+def fortnight(lora: bool, first: int = 1100, launch: int = 660, each: int = 300) -> list[Day]:
+    """Fourteen days; the new intents' own has twice the traffic, as a launch has.
+
+    With ``lora`` the language model is trained on nights 1, 4, 8 and, wrongly, 12; on 4 and 8 the
+    loop chooses between it and the classifier, as it does by default.
+    """
     events: dict[int, Event] = {
         4: "new_intents", 8: "teacher_changes", 10: "poison", 12: "broken_training", 13: "killed",
     }  # fmt: skip
+    requests = {1: first, 4: launch}
+    students: dict[int, tuple[str, ...]] = {}
+    if lora:
+        both = ("classifier", "lora")
+        students = {1: ("lora",), 4: both, 8: both, 12: ("lora",)}
     return [
         Day(
-            number,
-            first if number == 1 else each,
-            ("lora",) if lora and number in (1, 4, 8, 12) else ("classifier",),
+            number, requests.get(number, each), students.get(number, ("classifier",)),
             events.get(number),
         )
         for number in range(1, 15)
-    ]
+    ]  # fmt: skip
 
 
 def short(first: int = 1000, each: int = 750) -> list[Day]:

@@ -2,7 +2,8 @@
 
 A real gateway (three workers) before a student server that plays two versions, sixteen users who
 ask without a pause. Measured is the time from before the change of the row in the store to the last
-answer that the old alias gave. With ``--vllm`` the server is a real one, both versions have the
+request that the old version took, and to the end of the last answer it gave: an answer under way
+ends where it began. With ``--vllm`` the server is a real one, both versions have the
 demo's weights, and four users ask; at the end it is killed and started again without versions.
 """
 
@@ -64,6 +65,16 @@ async def run(folder: Path, changes: int, vllm: bool) -> dict[str, Any]:
         return await _changes(gateway, registry, names, changes, server)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One answer: when it was asked for and ended (monotonic), and who gave it."""
+
+    begun: float
+    ended: float
+    student: str | None
+    status: int
+
+
 @dataclass(slots=True)
 class Server:
     """A real vLLM."""
@@ -92,9 +103,9 @@ class Server:
 async def _changes(
     gateway: GatewayProcess, registry: Any, names: list[str], changes: int, server: Server | None
 ) -> dict[str, Any]:
-    seen: list[tuple[float, str | None, int]] = []
+    seen: list[Seen] = []
     over = asyncio.Event()
-    took: list[float] = []
+    took: dict[str, list[float]] = {"request": [], "answer": []}
 
     async def user(number: int) -> None:
         async with gateway.client() as client:
@@ -106,7 +117,7 @@ async def _changes(
     async with asyncio.TaskGroup() as group:
         for number in range(users):
             group.create_task(user(number))
-        while not any(name == names[0] for _, name, _ in seen):
+        while not any(one.student == names[0] for one in seen):
             await asyncio.sleep(0.1)
         await asyncio.sleep(DWELL_S)
         for _ in range(changes):
@@ -118,51 +129,56 @@ async def _changes(
             else:
                 await asyncio.to_thread(registry.promote, new, "bench", "on", time.time())
             await asyncio.sleep(DWELL_S)
-            late = [at for at, name, _ in seen if name == old and at > begun]
-            took.append(max(late, default=begun) - begun)
+            late = [one for one in seen if one.student == old and one.ended > begun]
+            took["request"].append(max([0.0, *(one.begun - begun for one in late)]))
+            took["answer"].append(max([0.0, *(one.ended - begun for one in late)]))
         if server is not None:
             restarted = await _restart(server, seen)
         over.set()
     return {
         "server": "vLLM" if server else "fake",
         "workers": WORKERS, "users": users, "changes": changes, "requests": len(seen),
-        "statuses": dict(Counter(status for _, _, status in seen)),
-        "by_teacher": sum(name is None for _, name, _ in seen),
-        "seconds_to_the_last_old_answer": {
-            "p50": round(statistics.median(took), 3), "max": round(max(took), 3),
+        "statuses": dict(Counter(one.status for one in seen)),
+        "by_teacher": sum(one.student is None for one in seen),
+        "seconds_to_the_last_of_the_old_version": {
+            what: {
+                "p50": round(statistics.median(times), 3), "max": round(max(times), 3),
+            }
+            for what, times in took.items()
         },
         **restarted,
     }  # fmt: skip
 
 
-async def _restart(server: Server, seen: list[tuple[float, str | None, int]]) -> dict[str, Any]:
+async def _restart(server: Server, seen: list[Seen]) -> dict[str, Any]:
     """Kill the server under load; it comes back with no version."""
     begun = time.monotonic()
     ready = await asyncio.to_thread(server.again)
     async with asyncio.timeout(120):
-        while not any(name is not None and at > ready for at, name, _ in seen):
+        while not any(one.student is not None and one.ended > ready for one in seen):
             await asyncio.sleep(0.1)
     await asyncio.sleep(DWELL_S)
-    back = min(at for at, name, _ in seen if name is not None and at > ready)
+    back = min(one.ended for one in seen if one.student is not None and one.ended > ready)
     return {
         "restart": {
             "answered_by_the_teacher_meanwhile": sum(
-                name is None for at, name, _ in seen if begun < at < back
+                one.student is None for one in seen if begun < one.ended < back
             ),
             "seconds_from_health_to_the_first_student_answer": round(back - ready, 2),
         }
     }
 
 
-async def _ask(client: httpx.AsyncClient, number: int) -> tuple[float, str | None, int]:
+async def _ask(client: httpx.AsyncClient, number: int) -> Seen:
     body = {
         "model": TASK, "stream": number % 2 == 0,
         "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": IN_DOMAIN}],
     }  # fmt: skip
+    begun = time.monotonic()
     answer = await client.post("/v1/chat/completions", json=body)
     by = answer.headers.get("x-understudy-served-by")
     name = answer.headers.get("x-understudy-student") if by == "student" else None
-    return time.monotonic(), name, answer.status_code
+    return Seen(begun, time.monotonic(), name, answer.status_code)
 
 
 if __name__ == "__main__":
