@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp
-
 from gateway.books import Books
+from gateway.http1 import Pool
 from gateway.question import Question
 from gateway.slots import Priority
 from gateway.tasks import TaskRuntime
@@ -15,7 +14,7 @@ from gateway.teacher import TeacherCall
 
 
 async def ask_teacher(
-    task: TaskRuntime, session: aiohttp.ClientSession, books: Books, question: Question
+    task: TaskRuntime, pool: Pool, books: Books, question: Question
 ) -> Mapping[str, Any] | None:
     """The whole answer, its spend booked; after live traffic in the teacher's quota.
 
@@ -25,7 +24,7 @@ async def ask_teacher(
     """
     call = TeacherCall(
         task.teacher,
-        session,
+        pool,
         lambda attempt: books.book_spend(task.name, attempt),
         priority=Priority.DRAW,
     )

@@ -8,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import aiohttp
-
 from gateway.auditor import Auditor
 from gateway.books import Books
 from gateway.capture import Capture
@@ -18,6 +16,7 @@ from gateway.draws import DrawWorker
 from gateway.equivalence import Equivalence
 from gateway.halves import Halves, OwnHalves, SharedHalves
 from gateway.health import HealthChecker
+from gateway.http1 import Pool
 from gateway.metrics import Metrics
 from gateway.offload import Offload
 from gateway.prober import Prober
@@ -59,7 +58,7 @@ class Ground:
     tasks: Tasks
     place: Place
     metrics: Metrics
-    session: aiohttp.ClientSession
+    pool: Pool
     books: Books
     auditor: Auditor
     offload: Offload
@@ -74,10 +73,10 @@ class Ground:
         halves: Halves = (
             SharedHalves(reader, offload) if shared else OwnHalves(reader, capture, offload)
         )
-        equivalence = Equivalence(self.session, halves, self.books, offload)
+        equivalence = Equivalence(self.pool, halves, self.books, offload)
         return [
-            DrawWorker(self.tasks, halves, self.session, self.books, equivalence, offload),
-            Prober(self.tasks, self.auditor.store, self.session, self.books, offload),
+            DrawWorker(self.tasks, halves, self.pool, self.books, equivalence, offload),
+            Prober(self.tasks, self.auditor.store, self.pool, self.books, offload),
         ]
 
     def students(
@@ -88,12 +87,12 @@ class Ground:
     ) -> tuple[Deployer, list[Worker]]:
         """The health of students' replicas, and what follows the registry."""
         registry = kept(self.stack, self.place.registry())
-        health = HealthChecker(self.tasks, self.session, self.metrics)
+        health = HealthChecker(self.tasks, self.pool, self.metrics)
         deployer = Deployer(
             self.tasks, registry, self.auditor, self.metrics, self.offload, config, secrets,
             encoders,
         )  # fmt: skip
-        reconciler = Reconciler(deployer.students, self.session, health, self.metrics)
+        reconciler = Reconciler(deployer.students, self.pool, health, self.metrics)
         deployer.ready = reconciler.look
         workers: list[Worker] = [health, deployer, reconciler]
         if self.first:

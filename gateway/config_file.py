@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +16,8 @@ from gateway.errors import ConfigError
 from gateway.settings import Config
 from gateway.store.place import Place
 from gateway.task_settings import Task
+
+_CREDENTIALS = re.compile(r"//[^/\s]*@")
 
 
 def load_config(path: Path) -> Config:
@@ -158,6 +161,8 @@ def _sentence(path: Path, error: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        value = _CREDENTIALS.sub("//***@", value)
     return f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
 
 

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import aiohttp
-
 from gateway.api.request import ApiRequest
 from gateway.asking import ask_teacher
 from gateway.books import Books
 from gateway.equivalence import Equivalence
 from gateway.errors import GatewayError
 from gateway.halves import Halves
+from gateway.http1 import Pool
 from gateway.judging import Judge
 from gateway.logs import log
 from gateway.offload import Offload
@@ -51,7 +50,7 @@ class DrawWorker:
 
     tasks: Tasks
     halves: Halves
-    session: aiohttp.ClientSession
+    pool: Pool
     books: Books
     equivalence: Equivalence
     offload: Offload
@@ -124,7 +123,7 @@ class DrawWorker:
     async def _teacher(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
         plain = {k: v for k, v in job.request.items() if k not in {"stream", "stream_options"}}
         question = Asked(request_of(job.api, plain))
-        body = await ask_teacher(task, self.session, self.books, question)
+        body = await ask_teacher(task, self.pool, self.books, question)
         return _Second(body) if body is not None else None
 
     async def _student(self, task: TaskRuntime, job: PendingDraw) -> _Second | None:
@@ -138,7 +137,7 @@ class DrawWorker:
         request = request_of(job.api, job.request)
         body = student_body(request, settings, task.judge.profile)
         answer = await ask_student(
-            self.session,
+            self.pool,
             upstream,
             body,
             gate_tokens=task.judge.gate_tokens,

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
 from gateway.asking import ask_teacher
 from gateway.books import Books
 from gateway.halves import Halves
+from gateway.http1 import Pool
 from gateway.offload import Offload
 from gateway.question import Plain
 from gateway.streams.whole import answer_text
@@ -27,7 +26,7 @@ from router.comparator import JUDGE, comparator, parse, text
 class Equivalence:
     """Compares answers; what the teacher has to be asked for is booked as its spend."""
 
-    session: aiohttp.ClientSession
+    pool: Pool
     halves: Halves
     books: Books
     offload: Offload
@@ -62,5 +61,5 @@ class Equivalence:
     async def _asked(self, task: TaskRuntime, question: str) -> bool | None:
         body = {"temperature": 0, "messages": equivalence.conversation(question)}
         asked = Plain("/chat/completions", body)
-        answer = await ask_teacher(task, self.session, self.books, asked)
+        answer = await ask_teacher(task, self.pool, self.books, asked)
         return equivalence.word(answer_text(answer or {}))

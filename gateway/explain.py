@@ -16,12 +16,13 @@ from gateway.deployed import serving_task
 from gateway.eligibility import unsupported
 from gateway.errors import ConfigError, StoreError
 from gateway.gate import Gate
+from gateway.http1 import Pool
 from gateway.judging import gate_closed
 from gateway.settings import Config
 from gateway.store.audits import AuditStore
 from gateway.student import StudentFault, ask_student, student_body
 from gateway.task_settings import Task
-from gateway.upstream import Upstream, open_session
+from gateway.upstream import Upstream
 from gateway.verdict import Reason, ServedBy
 from router.encoder import load_encoders
 from router.judge import Judge, Prejudgement
@@ -93,9 +94,9 @@ async def _student(case: _Case) -> tuple[Gate | None, str | None]:
     upstream = Upstream("student", settings.base_urls[0], None)
     body = student_body(case.request, settings, case.judge.profile)
     try:
-        async with open_session() as session:
+        async with Pool() as pool:
             answer = await ask_student(
-                session,
+                pool,
                 upstream,
                 body,
                 gate_tokens=case.judge.gate_tokens,

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import orjson
 
 from gateway.api.request import Api
+from gateway.http1 import Pool
 from gateway.metrics import Metrics
 from gateway.streams.whole import whole_answer
 from gateway.tasks import StudentRuntime, Tasks
@@ -30,7 +30,7 @@ class HealthChecker:
     """Looks at every replica that nobody is using, each in its own time."""
 
     tasks: Tasks
-    session: aiohttp.ClientSession
+    pool: Pool
     metrics: Metrics
     sleep: Callable[[float], Any] = asyncio.sleep
 
@@ -52,7 +52,7 @@ class HealthChecker:
         try:
             async with asyncio.timeout(limit):
                 response = await upstream.post(
-                    self.session, Api.CHAT.path, orjson.dumps(body), Timeouts(limit, limit, limit)
+                    self.pool, Api.CHAT.path, orjson.dumps(body), Timeouts(limit, limit, limit)
                 )
                 async with response:
                     whole = whole_answer(Api.CHAT, await response.read())

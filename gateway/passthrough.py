@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import orjson
 
 from gateway.auth import Principal
 from gateway.books import Books
 from gateway.errors import GatewayError
+from gateway.http1 import Pool
 from gateway.ids import new_id
 from gateway.question import Plain
 from gateway.tasks import TaskRuntime
@@ -30,7 +30,7 @@ PREFIX = "/v1"
 class Passthrough:
     """The upstream behind the listed paths; the routes are made from the list."""
 
-    session: aiohttp.ClientSession
+    pool: Pool
     default: TaskRuntime | None
     books: Books
 
@@ -47,7 +47,7 @@ class Passthrough:
             raise self._unavailable("its circuit is open after failures")
         try:
             response = await upstream.post(
-                self.session, path.removeprefix(PREFIX), body, teacher.timeouts, content_type
+                self.pool, path.removeprefix(PREFIX), body, teacher.timeouts, content_type
             )
         except UpstreamError as error:
             upstream.breaker.failed(monotonic())
@@ -69,7 +69,7 @@ class Passthrough:
         """
         name = task.name
         call = TeacherCall(
-            task.teacher, self.session, functools.partial(self.books.book_call, principal)
+            task.teacher, self.pool, functools.partial(self.books.book_call, principal)
         )
         try:
             opened = await call.open(Plain("/embeddings", body, named=True))

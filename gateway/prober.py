@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
-import aiohttp
 import orjson
 
 from gateway.asking import ask_teacher
 from gateway.books import Books
 from gateway.errors import GatewayError, StoreError
+from gateway.http1 import Pool
 from gateway.logs import log
 from gateway.offload import Offload
 from gateway.question import Plain
@@ -40,7 +40,7 @@ class Prober:
 
     tasks: Tasks
     store: AuditStore
-    session: aiohttp.ClientSession
+    pool: Pool
     books: Books
     offload: Offload
     clock: Callable[[], float] = time.time
@@ -92,7 +92,7 @@ class Prober:
                     "messages": [{"role": m.role, "content": m.content} for m in row.messages],
                 }
                 answer = await ask_teacher(
-                    task, self.session, self.books, Plain("/chat/completions", body)
+                    task, self.pool, self.books, Plain("/chat/completions", body)
                 )
             return None if answer is None else (_key(row), answer_text(answer))
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import orjson
 
 from gateway.health import HealthChecker
+from gateway.http1 import Pool
 from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.tasks import StudentRuntime
@@ -24,6 +24,7 @@ from gateway.upstream import MALFORMED, Timeouts, Upstream, UpstreamError, monot
 EVERY_S = 2.0
 LIST_S = 2.0
 LOAD_S = 120.0
+_LISTING = Timeouts(LIST_S, LIST_S, LIST_S)
 
 
 @dataclass(slots=True)
@@ -31,7 +32,7 @@ class Reconciler:
     """Looks after the replicas of every registered version."""
 
     students: Callable[[], Iterator[StudentRuntime]]
-    session: aiohttp.ClientSession
+    pool: Pool
     health: HealthChecker
     metrics: Metrics
     sleep: Callable[[float], Any] = asyncio.sleep
@@ -65,10 +66,10 @@ class Reconciler:
         """Names of the models that a replica serves; None where it does not answer."""
         try:
             async with asyncio.timeout(LIST_S):
-                async with self.session.get(upstream.base_url + "/models") as response:
+                async with await upstream.get(self.pool, "/models", _LISTING) as response:
                     body = orjson.loads(await response.read())
                     return {str(model["id"]) for model in body["data"]}
-        except (aiohttp.ClientError, OSError, TimeoutError, *MALFORMED):
+        except (UpstreamError, TimeoutError, *MALFORMED):
             return None
 
     async def _loaded(self, student: StudentRuntime, upstream: Upstream) -> bool:
@@ -80,7 +81,7 @@ class Reconciler:
         body = orjson.dumps({"lora_name": name, "lora_path": str(student.folder)})
         limits = Timeouts(LIST_S, LOAD_S, LOAD_S)
         try:
-            response = await upstream.post(self.session, "/load_lora_adapter", body, limits)
+            response = await upstream.post(self.pool, "/load_lora_adapter", body, limits)
             async with response:
                 said = await response.read()
         except UpstreamError as error:

@@ -32,6 +32,7 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.feedback import FeedbackDesk
 from gateway.flow import Flow
 from gateway.histories import Histories
+from gateway.http1 import Pool
 from gateway.ids import new_id
 from gateway.incoming import Incoming
 from gateway.load import LagMeter, Load
@@ -55,7 +56,7 @@ from gateway.tasks import DEFAULT_TASK, TaskRuntime, Tasks
 from gateway.teacher_side import TeacherSide
 from gateway.trace import Tracer
 from gateway.turn import Reply, Route, Turn
-from gateway.upstream import monotonic, open_session
+from gateway.upstream import monotonic
 from gateway.wishes import read_wishes
 from gateway.workers import Reloader, Worker, logged, stopped
 from gateway.writer import BUSY_S
@@ -157,21 +158,21 @@ class Service:
         stack.push_async_callback(capture.close)
         place = self._place
         reader = kept(stack, place.reader())
-        session = await stack.enter_async_context(open_session())
+        pool = await stack.enter_async_context(Pool())
         books = Books(capture, self.metrics, asyncio.Event(), asyncio.Event(), self.allowances)
         judging = Offload(stack.enter_context(ThreadPoolExecutor(JUDGING_THREADS, "judge")))
         refiner = Refiner(judging, books)
         self.flow = Flow(
-            StudentSide(session, books, refiner),
-            TeacherSide(session, books, self._rng),
+            StudentSide(pool, books, refiner),
+            TeacherSide(pool, books, self._rng),
             books,
             refiner,
             self._rng,
         )
-        self.passthrough = Passthrough(session, self.tasks.default, books)
+        self.passthrough = Passthrough(pool, self.tasks.default, books)
         audits = kept(stack, place.audits())
-        pool = stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "store"))
-        offload = Offload(pool)
+        threads = stack.enter_context(ThreadPoolExecutor(STORE_THREADS, "store"))
+        offload = Offload(threads)
         self.auditor = Auditor(self.tasks, audits, self.metrics, books.wake_audit, offload)
         for task in self.tasks:  # a gate that an audit closed is closed from the first request on
             await self.auditor.look(task)
@@ -180,7 +181,7 @@ class Service:
         own = kept(stack, SqliteStore.read_only(place.path)) if place.shared else reader
         self.histories = Histories([own, reader] if place.shared else [reader], offload)
         ground = Ground(
-            self.tasks, place, self.metrics, session, books, self.auditor, offload, stack,
+            self.tasks, place, self.metrics, pool, books, self.auditor, offload, stack,
             self._first,
         )  # fmt: skip
         self.deployer, following = ground.students(
@@ -211,7 +212,7 @@ class Service:
             workers.append(sweeper)
         # Between the workers and the connections: a thread that a cancelled worker left must be
         # done with a connection before it is closed.
-        stack.callback(pool.shutdown)
+        stack.callback(threads.shutdown)
         for worker in workers:
             stack.push_async_callback(stopped, asyncio.create_task(logged(worker)))
         self._make_admin()

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import aiohttp
 import orjson
 
 from gateway.api.request import ApiRequest
 from gateway.events import End, Event, Events
 from gateway.formats import Fits, anything
 from gateway.gate import Gate, Signal
+from gateway.http1 import Pool
 from gateway.store.records import Attempt
 from gateway.streams.chat import usage_tokens
 from gateway.task_settings import Student
@@ -151,7 +151,7 @@ class StudentAnswer:
 
 
 async def ask_student(
-    session: aiohttp.ClientSession,
+    pool: Pool,
     upstream: Upstream,
     body: dict[str, Any],
     *,
@@ -170,7 +170,7 @@ async def ask_student(
     timeouts = Timeouts(min(5.0, timeout_s), timeout_s, timeout_s)
     try:
         response = await upstream.post(
-            session, "/chat/completions", orjson.dumps(body), timeouts, trace=trace
+            pool, "/chat/completions", orjson.dumps(body), timeouts, trace=trace
         )
     except UpstreamError as error:
         raise StudentFault(error.kind, timeout=error.kind == "timeout") from error

@@ -7,13 +7,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
-import aiohttp
-
 from gateway.api.request import Api
 from gateway.api.responses import ID_PREFIX
 from gateway.books import Books, ClientStream
 from gateway.errors import GatewayError
 from gateway.formats import fitting
+from gateway.http1 import Pool
 from gateway.refine import Refiner
 from gateway.store.records import Attempt
 from gateway.streams.chat import Assembler, ChatStream, Relay
@@ -41,7 +40,7 @@ class _Outcome:
 class StudentSide:
     """Asks the student and serves its answer."""
 
-    session: aiohttp.ClientSession
+    pool: Pool
     books: Books
     refiner: Refiner
 
@@ -129,7 +128,7 @@ class StudentSide:
         hold = turn.wishes.hold or router.hold
         body = student_body(turn.request, student.settings, judge.profile)
         return await ask_student(
-            self.session,
+            self.pool,
             upstream,
             body,
             gate_tokens=judge.gate_tokens,

@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
 from gateway import refusals
 from gateway.clock import within
 from gateway.errors import GatewayError
 from gateway.events import End, Events
+from gateway.http1 import Pool
 from gateway.question import Question
 from gateway.slots import Priority
 from gateway.store.records import Attempt
@@ -98,7 +97,7 @@ class TeacherCall:
     monotonic seconds."""
 
     runtime: TeacherRuntime
-    session: aiohttp.ClientSession
+    pool: Pool
     note: Callable[[Attempt], None]
     rng: random.Random = field(default_factory=random.Random)
     priority: Priority = Priority.LIVE
@@ -214,7 +213,7 @@ class TeacherCall:
         key = self.client_key if upstream is self.runtime.upstreams[0] else None
         try:
             response = await upstream.upstream.post(
-                self.session,
+                self.pool,
                 question.path,
                 payload,
                 limits,

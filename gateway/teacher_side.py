@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
 from gateway.api.request import Api
 from gateway.books import Books, ClientStream
 from gateway.events import End, Events
+from gateway.http1 import Pool
 from gateway.question import Asked
 from gateway.store.records import Attempt
 from gateway.streams.shape import AnswerStream
@@ -26,7 +25,7 @@ from gateway.verdict import Reason, ServedBy
 class TeacherSide:
     """Asks the teacher and serves its answer."""
 
-    session: aiohttp.ClientSession
+    pool: Pool
     books: Books
     rng: random.Random
 
@@ -41,7 +40,7 @@ class TeacherSide:
 
         return TeacherCall(
             turn.task.teacher,
-            self.session,
+            self.pool,
             note,
             self.rng,
             client_key=turn.wishes.teacher_key,

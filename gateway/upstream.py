@@ -5,7 +5,6 @@ Everything above sees only this; teacher, student, fakes and fault injectors sha
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -13,10 +12,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-import aiohttp
-
 from gateway.breaker import Breaker
 from gateway.clock import within
+from gateway.http1 import Answer, BrokenHttp, Pool
 
 _JSON = "application/json"
 
@@ -52,7 +50,7 @@ class UpstreamResponse:
 
     def __init__(
         self,
-        raw: aiohttp.ClientResponse,
+        raw: Answer,
         timeouts: Timeouts,
         owner: Upstream,
         until: float = math.inf,
@@ -90,20 +88,20 @@ class UpstreamResponse:
         Raises:
             UpstreamError: ``cut`` or ``timeout``.
         """
-        content, idle_s = self._raw.content, self._timeouts.idle_s
+        raw, idle_s = self._raw, self._timeouts.idle_s
         while True:
             try:
-                if content.is_eof():  # all of it is here: nothing to wait for
-                    chunk = content.read_nowait()
+                if raw.ready:
+                    chunk = await raw.some()
                 else:
                     with within(min(idle_s, self._until - monotonic())):
-                        chunk = await content.readany()
+                        chunk = await raw.some()
             except TimeoutError:
                 late = monotonic() >= self._until
                 why = "took too long" if late else f"silent for {idle_s:g} s"
                 raise UpstreamError("timeout", why) from None
-            except (aiohttp.ClientError, OSError) as error:
-                raise UpstreamError("cut", f"answer was cut: {type(error).__name__}") from error
+            except (BrokenHttp, OSError) as error:
+                raise UpstreamError("cut", f"answer was cut: {error}") from error
             if not chunk:
                 return
             yield chunk
@@ -154,7 +152,7 @@ class Upstream:
 
     async def post(
         self,
-        session: aiohttp.ClientSession,
+        pool: Pool,
         path: str,
         body: bytes,
         timeouts: Timeouts,
@@ -163,7 +161,7 @@ class Upstream:
         until: float = math.inf,
         trace: str | None = None,
     ) -> UpstreamResponse:
-        """Send a request and wait for the status line; ``key`` replaces the upstream's own. The
+        """Send a request and wait for the answer's head; ``key`` replaces the upstream's own. The
         whole answer has to be here by ``until``, in monotonic seconds. ``trace`` is the call's
         ``traceparent``.
 
@@ -175,46 +173,38 @@ class Upstream:
             headers["authorization"] = f"Bearer {key or self.api_key}"
         if trace is not None:
             headers["traceparent"] = trace
+        return await self._asked(pool, "POST", path, headers, body, timeouts, until)
+
+    async def get(self, pool: Pool, path: str, timeouts: Timeouts) -> UpstreamResponse:
+        """Ask for what a path names.
+
+        Raises:
+            UpstreamError: ``connect`` or ``timeout``.
+        """
+        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return await self._asked(pool, "GET", path, headers, b"", timeouts, math.inf)
+
+    async def _asked(
+        self, pool: Pool, method: str, path: str, headers: Mapping[str, str], body: bytes,
+        timeouts: Timeouts, until: float,
+    ) -> UpstreamResponse:  # fmt: skip
         self.in_flight += 1
         try:
             with within(min(timeouts.connect_s + timeouts.first_byte_s, until - monotonic())):
-                raw = await session.post(
-                    self.base_url + path,
-                    data=body,
-                    headers=headers,
-                    allow_redirects=False,
-                    timeout=_connect_limit(timeouts.connect_s),
+                raw = await pool.request(
+                    method, self.base_url + path, headers, body, timeouts.connect_s
                 )
         except TimeoutError:
             self.in_flight -= 1
             raise UpstreamError("timeout", f"{self.name} did not answer in time") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except (BrokenHttp, OSError) as error:
             self.in_flight -= 1
-            raise UpstreamError(
-                "connect", f"{self.name} cannot be reached: {type(error).__name__}"
-            ) from error
+            why = str(error) if isinstance(error, BrokenHttp) else type(error).__name__
+            raise UpstreamError("connect", f"{self.name} cannot be reached: {why}") from error
         except BaseException:
             self.in_flight -= 1
             raise
         return UpstreamResponse(raw, timeouts, self, until)
-
-
-@functools.cache
-def _connect_limit(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, sock_connect=seconds)
-
-
-def open_session() -> aiohttp.ClientSession:
-    """The process's one connection pool. Cookies and proxies from the environment are off: a
-    request must not carry state from one client to the next, nor leave by another way."""
-    connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30)
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=False,
-        auto_decompress=True,
-        read_bufsize=1 << 18,
-    )
 
 
 def monotonic() -> float:

@@ -23,7 +23,7 @@ async def decodes(received: Received, wire: Wire) -> None:
 def checker(r: Rig) -> HealthChecker:
     """The rig's own checker would run too, in its own time."""
     student = r.service.flow.student
-    return HealthChecker(r.service.tasks, student.session, r.service.metrics)
+    return HealthChecker(r.service.tasks, student.pool, r.service.metrics)
 
 
 async def test_a_replica_without_its_adapter_is_left_alone_until_it_has_it(

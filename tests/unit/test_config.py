@@ -88,7 +88,15 @@ def test_a_mistake_at_the_top_is_named(tmp_path: Path, change: Any, expected: st
     [
         ({"name": "Bad Name"}, "tasks[0].name: String should match pattern"),
         ({"teacher": {"base_url": "ftp://x", "model": "m"}},
-         "tasks[0].teacher.base_url: must start with http:// or https:// (got 'ftp://x')"),
+         "tasks[0].teacher.base_url: must start with http:// or https:// and name a host (got "
+         "'ftp://x')"),
+        ({"teacher": {"base_url": "https://me:pass@x/v1", "model": "m"}},
+         "tasks[0].teacher.base_url: must hold no user or password: name a variable with the "
+         "key instead (got 'https://***@x/v1')"),
+        ({"teacher": {"base_url": "http://x/v1?a=b", "model": "m"}},
+         "tasks[0].teacher.base_url: must be without spaces, '?' and '#'"),
+        ({"teacher": {"base_url": "http://x:port/v1", "model": "m"}},
+         "tasks[0].teacher.base_url: Port could not be cast to integer"),
         ({"teacher": {"base_url": "http://x"}}, "tasks[0].teacher.model: is required"),
         ({"teacher": {"base_url": "http://x", "model": "m", "api_key": "sk"}},
          "tasks[0].teacher.api_key: unknown key; did you mean 'api_key_env'?"),

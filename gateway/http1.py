@@ -1,0 +1,429 @@
+"""A lean HTTP/1.1 client: one request at a time on connections that are kept.
+
+RFC 9112; parsing is httptools' (Node's llhttp). There are no cookies, redirects, proxies or hooks,
+which cost a general client as much CPU as the rest of a pass-through does (ADR 012).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, cast
+from urllib.parse import urlsplit
+
+import httptools
+from aiohappyeyeballs import start_connection
+
+from gateway.clock import within
+
+KEEP_S = 30.0
+"""A connection that was idle for longer is not used again."""
+MAX_HEAD_BYTES = 64 << 10
+BUFFER_BYTES = 1 << 18
+"""With more of a body waiting to be read, the socket is left alone."""
+INFLATED_BYTES = 1 << 20
+"""A compressed body is unpacked in steps of at most this size."""
+_EYEBALLS_S = 0.25
+_PORTS = {"http": 80, "https": 443}
+
+
+class BrokenHttp(Exception):
+    """The connection ended before its time, or what came is not HTTP/1.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A URL, taken apart."""
+
+    origin: tuple[str, int, bool]
+    """Host, port and whether by TLS."""
+    path: str
+    authority: str
+
+
+@functools.lru_cache(maxsize=256)
+def _target(url: str) -> _Target:
+    parts = urlsplit(url)
+    host = (parts.hostname or "").encode("idna").decode()
+    port = parts.port or _PORTS[parts.scheme]
+    shown = f"[{host}]" if ":" in host else host
+    authority = shown if port == _PORTS[parts.scheme] else f"{shown}:{port}"
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return _Target((host, port, parts.scheme == "https"), path, authority)
+
+
+class Answer:
+    """A response whose head is here; its body comes."""
+
+    __slots__ = (
+        "_connection", "_failure", "_inflate", "_over", "_parts", "_size", "_waiter", "headers",
+        "status",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        """Names in lower case."""
+        self._connection: Connection | None = connection
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._over = False
+        self._failure: str | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._inflate: Any = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether ``some`` has something to say at once."""
+        return bool(self._parts) or self._over or self._failure is not None
+
+    async def some(self) -> bytes:
+        """All of the body that has come and was not read; nothing at its end.
+
+        Raises:
+            BrokenHttp: the body is not whole, after what came of it was read.
+        """
+        while True:
+            if not self.ready:
+                await self._wait()
+            elif self._parts:
+                data = self._taken()
+                if self._inflate is not None:
+                    data = self._inflated(data)
+                if data:
+                    return data
+            elif self._failure is not None:
+                raise BrokenHttp(self._failure)
+            elif self._inflate is not None and not self._inflate.eof:
+                raise BrokenHttp("the compressed body is not whole")
+            else:
+                return b""
+
+    def close(self) -> None:
+        """A body that was not received to its end takes its connection with it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    async def head(self) -> None:
+        """Wait for it.
+
+        Raises:
+            BrokenHttp: the connection ended, or what came is not HTTP/1.1.
+        """
+        while not self.status:
+            if self._failure is not None:
+                raise BrokenHttp(self._failure)
+            await self._wait()
+        coding = self.headers.get("content-encoding", "").lower()
+        if coding in ("gzip", "x-gzip", "deflate"):
+            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        elif coding not in ("", "identity"):
+            raise BrokenHttp("the body is compressed in a way that was not asked for")
+
+    def _taken(self) -> bytes:
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        if self._size > BUFFER_BYTES and self._connection is not None:
+            self._connection.go_on()
+        self._size = 0
+        return data
+
+    def _inflated(self, data: bytes) -> bytes:
+        try:
+            found: bytes = self._inflate.decompress(data, INFLATED_BYTES)
+        except zlib.error:
+            raise BrokenHttp("the compressed body is damaged") from None
+        if self._inflate.unconsumed_tail:
+            self._parts.insert(0, self._inflate.unconsumed_tail)
+        return found
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def began(self, status: int, headers: Mapping[str, str]) -> None:
+        """The head is here."""
+        self.status, self.headers = status, headers
+        self._wake()
+
+    def came(self, data: bytes) -> bool:
+        """A part of the body; whether enough of it waits to be read."""
+        self._parts.append(data)
+        self._size += len(data)
+        self._wake()
+        return self._size > BUFFER_BYTES
+
+    def ended(self, failure: str | None = None) -> None:
+        """No more comes; without a failure the body is whole."""
+        self._connection = None
+        self._over, self._failure = failure is None, failure
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """A socket, its parser, and the one answer that it is receiving."""
+
+    def __init__(self, pool: Pool, origin: tuple[str, int, bool]) -> None:
+        self.origin = origin
+        self.idle_since = 0.0
+        self.closed = False
+        self._pool = pool
+        self._transport: asyncio.Transport = cast(Any, None)
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: Answer | None = None
+        self._headers: dict[str, str] = {}
+        self._head_bytes = 0
+        self._in_body = False
+        self._paused = False
+
+    def ask(self, head: bytes, body: bytes) -> Answer:
+        """Send a request."""
+        self._answer = Answer(self)
+        self._headers, self._head_bytes, self._in_body = {}, 0, False
+        self._transport.write(head + body if len(body) < BUFFER_BYTES else head)
+        if len(body) >= BUFFER_BYTES:
+            self._transport.write(body)
+        return self._answer
+
+    def abort(self) -> None:
+        """Cut it: what frees the upstream's slot at once."""
+        self.closed = True
+        self._transport.abort()
+
+    def go_on(self) -> None:
+        """Receive again after a pause."""
+        if self._paused and not self.closed:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._pool.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self._pool.lost(self)
+        # Without a length and without chunks the body ends where the connection does (RFC 9112,
+        # section 6.3), unless that was an error.
+        framed = "content-length" in self._headers or "transfer-encoding" in self._headers
+        whole = self._in_body and not framed and exc is None
+        self._end(None if whole else "the connection was closed")
+        self._parser = cast(Any, None)  # it holds this object's methods
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:
+            self.abort()  # nobody asked: what follows cannot be told from the next answer
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._spoilt("what came is not HTTP/1.1")
+        if self._answer is not None and not self._in_body:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._spoilt("the head is too long")
+
+    # httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        if self._answer is None:
+            self.abort()  # a second answer to one question
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:
+            return  # trailers
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        known = self._headers.get(key)
+        self._headers[key] = text if known is None else f"{known}, {text}"
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._headers = {}  # informational: the answer is still to come
+        elif self._answer is not None:
+            self._in_body = True
+            self._answer.began(status, self._headers)
+
+    def on_body(self, body: bytes) -> None:
+        if self._answer is not None and self._answer.came(body) and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if not self._in_body:
+            return
+        keep = self._parser.should_keep_alive() and not self.closed
+        self._end(None)
+        self.go_on()
+        if keep:
+            self._pool.keep(self)
+        else:
+            self.abort()
+
+    def _spoilt(self, why: str) -> None:
+        self._end(why)
+        self.abort()
+
+    def _end(self, failure: str | None) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.ended(failure)
+
+
+class Pool:
+    """The process's connections to upstreams. Nothing carries over from one request to the next
+    but the connection, and nothing leaves by a proxy that the environment names."""
+
+    def __init__(self, keep_s: float = KEEP_S) -> None:
+        self._keep_s = keep_s
+        self._idle: defaultdict[tuple[str, int, bool], list[Connection]] = defaultdict(list)
+        self._open: set[Connection] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._over = False
+        self._emptied: asyncio.Future[None] | None = None
+
+    @functools.cached_property
+    def _trust(self) -> ssl.SSLContext:
+        """The system's certificate authorities, or ``SSL_CERT_FILE``'s."""
+        context = ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cut every connection."""
+        self._over = True
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        if self._open:
+            self._emptied = asyncio.get_running_loop().create_future()
+            for connection in self._open:
+                connection.abort()
+            await self._emptied
+
+    async def request(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, connect_s: float
+    ) -> Answer:
+        """Send a request and wait for the answer's head. It is sent once: what is done about an
+        upstream that hangs up is the caller's decision.
+
+        Raises:
+            BrokenHttp: the connection ended, or what came is not HTTP/1.1.
+            OSError: it cannot be reached, or not trusted (``ssl.SSLError``).
+            TimeoutError: no connection within ``connect_s``.
+        """
+        target = _target(url)
+        head = _head(method, target, headers, len(body))
+        connection = self._kept(target.origin)
+        if connection is None:
+            with within(connect_s):
+                connection = await self._connected(target.origin)
+        answer = connection.ask(head, body)
+        try:
+            await answer.head()
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def opened(self, connection: Connection) -> None:
+        """A new one."""
+        self._open.add(connection)
+
+    def lost(self, connection: Connection) -> None:
+        """It is closed."""
+        self._open.discard(connection)
+        idle = self._idle.get(connection.origin, [])
+        if connection in idle:
+            idle.remove(connection)
+        if self._emptied is not None and not self._open and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    def keep(self, connection: Connection) -> None:
+        """For the next request."""
+        loop = asyncio.get_running_loop()
+        connection.idle_since = loop.time()
+        self._idle[connection.origin].append(connection)
+        if self._sweeping is None and not self._over:
+            self._sweeping = loop.call_later(self._keep_s, self._sweep)
+
+    def _kept(self, origin: tuple[str, int, bool]) -> Connection | None:
+        """The one that was used last: what a burst needed can grow old."""
+        idle = self._idle[origin]
+        oldest = asyncio.get_running_loop().time() - self._keep_s
+        while idle:
+            connection = idle.pop()
+            if not connection.closed and connection.idle_since > oldest:
+                return connection
+            connection.abort()
+        return None
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        oldest = loop.time() - self._keep_s
+        for idle in self._idle.values():
+            for connection in [c for c in idle if c.idle_since <= oldest]:
+                connection.abort()
+        left = any(c for idle in self._idle.values() for c in idle if not c.closed)
+        self._sweeping = loop.call_later(self._keep_s, self._sweep) if left else None
+
+    async def _connected(self, origin: tuple[str, int, bool]) -> Connection:
+        """Addresses of both families race (RFC 8305)."""
+        host, port, tls = origin
+        loop = asyncio.get_running_loop()
+        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        sock = await start_connection(addresses, happy_eyeballs_delay=_EYEBALLS_S, loop=loop)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _, connection = await loop.create_connection(
+                lambda: Connection(self, origin), sock=sock,
+                ssl=self._trust if tls else None, server_hostname=host if tls else None,
+            )  # fmt: skip
+        except BaseException:
+            sock.close()
+            raise
+        return connection
+
+
+def _head(method: str, target: _Target, headers: Mapping[str, str], length: int) -> bytes:
+    lines = [
+        f"{method} {target.path} HTTP/1.1",
+        f"host: {target.authority}",
+        "user-agent: understudy",
+        "accept: */*",
+        "accept-encoding: identity",
+        *(f"{name}: {value}" for name, value in headers.items()),
+        *([f"content-length: {length}"] if length or method == "POST" else []),
+        "",
+        "",
+    ]
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1:
+        raise ValueError("a header holds a line break")
+    return text.encode()
