@@ -122,8 +122,8 @@ class Answer:
             if self._failure is not None:
                 raise BrokenHttp(self._failure)
             await self._wait()
-        coding = self.headers.get("content-encoding", "").lower()
-        if coding in ("gzip", "x-gzip", "deflate"):
+        coding = self.headers.get("content-encoding", "").lower().removeprefix("x-")
+        if coding in ("gzip", "deflate"):
             self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
         elif coding not in ("", "identity"):
             raise BrokenHttp("the body is compressed in a way that was not asked for")
