@@ -316,7 +316,7 @@ class Metrics:
                 counter.labels(*values).show(value)
 
     def open_series(self, task: str) -> None:
-        """Give every reason of a task its series at 0, so that rates exist from the start."""
+        """Give a task's reasons and draws their series at 0, so that rates exist from the start."""
         for reason in Reason:
             served = (
                 ServedBy.STUDENT
@@ -324,6 +324,9 @@ class Metrics:
                 else ServedBy.TEACHER
             )
             self.requests.labels(task, served, reason, "2xx")
+        for side in ServedBy:
+            for outcome in ("agree", "disagree", "failed"):
+                self.draws.labels(task, side, outcome)
 
     def forget_student(self, task: str, student: str, router: str) -> None:
         """A version that is no longer in service. Files that several workers share forget no

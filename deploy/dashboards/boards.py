@@ -31,6 +31,11 @@ def _rate(metric: str, labels: str = T, by: str = "") -> str:
     return f"sum {by}(rate({metric}{{{labels}}}{RATE}))"
 
 
+def _share(part: str, whole: str) -> str:
+    """``part`` of ``whole``; of nothing it is 0."""
+    return f"{part} / ({whole} > 0) or 0 * {whole}"
+
+
 def _quantile(q: float, metric: str, labels: str, by: str) -> str:
     inner = f"sum by ({by}, le) (rate({metric}_bucket{{{labels}}}{RATE}))"
     return f"histogram_quantile({q}, {inner})"
@@ -54,8 +59,8 @@ def _in_service(width: int = 12) -> Panel:
 def traffic() -> Dashboard:
     """Who answers, why, and what it costs."""
     student = f'{T}, served_by="student"'
-    share = f"({_rate(REQUESTS, student)}{NONE}) / ({_rate(REQUESTS)} > 0)"
-    by_task = f"{_rate(REQUESTS, student, 'task')} / ({_rate(REQUESTS, T, 'task')} > 0)"
+    share = _share(f"({_rate(REQUESTS, student)}{NONE})", _rate(REQUESTS))
+    by_task = _share(_rate(REQUESTS, student, "task"), _rate(REQUESTS, T, "task"))
     spent = f"sum(increase(understudy_cost_usd_total{{{T}}}[24h]))"
     avoided = f"sum(increase(understudy_cost_avoided_usd_total{{{T}}}[24h]))"
     now: list[Panel] = [
@@ -111,6 +116,11 @@ def traffic() -> Dashboard:
     )  # fmt: skip
 
 
+def _draws(outcomes: str) -> str:
+    labels = f'{T}, outcome=~"{outcomes}"'
+    return f"sum by (task, served_by) (increase(understudy_audit_draws_total{{{labels}}}[6h]))"
+
+
 def quality() -> Dashboard:
     """Whether the promise is kept, and how that is known."""
     upper, lower = "understudy_risk_upper_bound", "understudy_risk_lower_bound"
@@ -126,8 +136,9 @@ def quality() -> Dashboard:
         number("Labels missing", f"max(understudy_audit_labels_missing{{{T}}})", "short",
                "Until the upper bound comes to alpha, if errors come as they do. The most of any "
                "task."),
-        number("Drift", f"max(understudy_drift_score{{{T}}})", "short",
-               "Population stability index of P(out): from 0.1 a look, from 0.25 a shift.", drift),
+        number("Drift", f"max(understudy_drift_score{{{T}}}){NONE}", "short",
+               "Population stability index of P(out): from 0.1 a look, from 0.25 a shift. 0 until "
+               "500 prompts were judged.", drift),
         number("Teacher's own noise", f"max(understudy_teacher_self_disagreement{{{T}}}){NONE}",
                "percentunit", "Share of the probe set on which the teacher contradicts itself: no "
                "risk below it can be shown. 0 until a probe set was asked twice."),
@@ -155,10 +166,8 @@ def quality() -> Dashboard:
               [Query(f"3600 * {_rate('understudy_audit_draws_total', T, 'outcome')}",
                      "{{outcome}} an hour")],
               "short", "Second answers, and what they said."),
-        lines("Agreement of draws",
-              [Query(f"sum by (task, served_by) (increase(understudy_audit_draws_total{{{T}, "
-                     f'outcome="agree"}}[6h])) / (sum by (task, served_by) (increase('
-                     f'understudy_audit_draws_total{{{T}, outcome=~"agree|disagree"}}[6h])) > 0)',
+        lines("Disagreement of draws",
+              [Query(_share(_draws("disagree"), _draws("agree|disagree")),
                      "{{task}} served by {{served_by}}")],
               "percentunit", "Of six hours' draws: what the student served, and what it would have "
               "said where the teacher answered.", most=1),
@@ -180,7 +189,8 @@ def quality() -> Dashboard:
                   "Of judged prompts. Drift moves mass to the top."),
         densities("P(disagree)", "understudy_disagree_score", T, "percentunit",
                   "Of judged answers; the threshold cuts it."),
-        lines("Drift of prompts", [Query(f"understudy_drift_score{{{T}}}", "{{task}}")], "short",
+        lines("Drift of prompts", [Query(f"understudy_drift_score{{{T}}}{NONE}", "{{task}}")],
+              "short",
               "Population stability index of P(out) against the calibration rows.", steps=drift),
         lines("Events",
               [Query(f"sum by (task, kind) (increase(understudy_events_total{{{T}}}[1h]))"
