@@ -2,8 +2,9 @@
 
 uvicorn's own supervisor answers SIGHUP by restarting workers, which cuts streams; this one hands
 signals on, and each worker takes a changed configuration over in place. A worker that dies is
-replaced; one that cannot start ends the whole, as a mistake in the configuration should. Workers
-notice the supervisor's death by the end of a pipe, and drain.
+replaced; one that cannot start ends the whole, as a mistake in the configuration should. One starts
+first and the others once it serves: all at once would share the cores, and nobody would serve until
+all of them do. Workers notice the supervisor's death by the end of a pipe, and drain.
 """
 
 from __future__ import annotations
@@ -84,6 +85,7 @@ class Supervisor:
     _running: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _serving: set[int] = field(default_factory=set)
+    _first_tried: asyncio.Event = field(default_factory=asyncio.Event)
     _reloads: int = 0
     _failed: int = 0
 
@@ -103,6 +105,7 @@ class Supervisor:
                 for slot in range(self.listen.workers)
             ]
             await self._stopping.wait()
+            self._first_tried.set()
             listener.close()
             await self._drained(keepers)
         return self._failed
@@ -111,6 +114,8 @@ class Supervisor:
         """Keep one slot filled. The first worker of a slot has to start; one that was killed before
         it could says nothing about the next."""
         first = True
+        if slot > 0:
+            await self._first_tried.wait()
         while not self._stopping.is_set():
             began, code = await self._one(slot, listener, metrics)
             if self._stopping.is_set():
@@ -121,6 +126,7 @@ class Supervisor:
                 self._failed = code or 1
                 self._stop(signal.SIGTERM)
                 return
+            self._first_tried.set()
             first = False
             await asyncio.sleep(RESPAWN_S)
 
@@ -145,6 +151,7 @@ class Supervisor:
             began = bool(await asyncio.get_running_loop().sock_recv(ours, 1))
             if began:
                 self._serving.add(slot)
+                self._first_tried.set()
                 if self._reloads != reloads:  # it may have read the former configuration
                     _tell(process, signal.SIGHUP)
             code = await process.wait()
