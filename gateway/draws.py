@@ -18,6 +18,7 @@ from gateway.halves import Halves
 from gateway.http1 import Pool
 from gateway.judging import Judge
 from gateway.logs import log
+from gateway.metrics import DRAW_OUTCOMES
 from gateway.offload import Offload
 from gateway.question import Asked
 from gateway.store.records import Draw, DrawState, PendingDraw
@@ -83,7 +84,7 @@ class DrawWorker:
         elif draw.state is DrawState.PENDING:
             await self.sleep(min(2.0**draw.tries, LONGEST_PAUSE_S))
         else:
-            outcome = "failed" if draw.agrees is None else "agree" if draw.agrees else "disagree"
+            outcome = DRAW_OUTCOMES[draw.agrees]
             served_by = "student" if job.wants == "teacher" else "teacher"
             self.books.metrics.draws.labels(job.task, served_by, outcome).inc()
             self.books.wake_audit.set()

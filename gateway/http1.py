@@ -14,7 +14,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
@@ -195,9 +194,7 @@ class Connection(asyncio.Protocol):
         """Send a request."""
         self._answer = Answer(self)
         self._headers, self._head_bytes, self._in_body = {}, 0, False
-        self._transport.write(head + body if len(body) < BUFFER_BYTES else head)
-        if len(body) >= BUFFER_BYTES:
-            self._transport.write(body)
+        self._transport.writelines((head, body))
         return self._answer
 
     def abort(self) -> None:
@@ -294,7 +291,6 @@ class Pool:
         self._idle: defaultdict[tuple[str, int, bool], list[Connection]] = defaultdict(list)
         self._open: set[Connection] = set()
         self._sweeping: asyncio.TimerHandle | None = None
-        self._over = False
         self._emptied: asyncio.Future[None] | None = None
 
     @functools.cached_property
@@ -307,17 +303,11 @@ class Pool:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
         """Cut every connection."""
-        self._over = True
         if self._sweeping is not None:
             self._sweeping.cancel()
         if self._open:
@@ -369,7 +359,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         connection.idle_since = loop.time()
         self._idle[connection.origin].append(connection)
-        if self._sweeping is None and not self._over:
+        if self._sweeping is None:
             self._sweeping = loop.call_later(self._keep_s, self._sweep)
 
     def _kept(self, origin: tuple[str, int, bool]) -> Connection | None:

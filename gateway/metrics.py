@@ -26,6 +26,8 @@ _SLOW = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _SCORE = tuple(i / 20 for i in range(1, 20))
 
 
+DRAW_OUTCOMES = {True: "agree", False: "disagree", None: "failed"}
+"""By whether the answers agree; None is that it could not be told."""
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable: with it, processes add up in ``/metrics``."""
 M = TypeVar("M", Counter, Gauge, Histogram)
@@ -325,7 +327,7 @@ class Metrics:
             )
             self.requests.labels(task, served, reason, "2xx")
         for side in ServedBy:
-            for outcome in ("agree", "disagree", "failed"):
+            for outcome in DRAW_OUTCOMES.values():
                 self.draws.labels(task, side, outcome)
 
     def forget_student(self, task: str, student: str, router: str) -> None:

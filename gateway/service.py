@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Self
 
 from gateway import catalogue
@@ -291,12 +290,7 @@ class Service:
         self.load.leave(principal)
         self.metrics.in_flight.set(self.load.total)
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self._stack.aclose()
 
     async def begin(self, incoming: Incoming, api: Api, principal: Principal) -> Turn:

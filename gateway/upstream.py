@@ -1,4 +1,4 @@
-"""One upstream: a base URL that takes a POST and gives status, headers and bytes.
+"""One upstream: a base URL that takes a request and gives status, headers and bytes.
 
 Everything above sees only this; teacher, student, fakes and fault injectors share it.
 """
@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 from gateway.breaker import Breaker
@@ -66,12 +65,7 @@ class UpstreamResponse:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -169,11 +163,9 @@ class Upstream:
             UpstreamError: ``connect`` or ``timeout``.
         """
         headers = {"content-type": content_type}
-        if key or self.api_key:
-            headers["authorization"] = f"Bearer {key or self.api_key}"
         if trace is not None:
             headers["traceparent"] = trace
-        return await self._asked(pool, "POST", path, headers, body, timeouts, until)
+        return await self._asked(pool, "POST", path, headers, body, timeouts, key, until)
 
     async def get(self, pool: Pool, path: str, timeouts: Timeouts) -> UpstreamResponse:
         """Ask for what a path names.
@@ -181,13 +173,14 @@ class Upstream:
         Raises:
             UpstreamError: ``connect`` or ``timeout``.
         """
-        headers = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return await self._asked(pool, "GET", path, headers, b"", timeouts, math.inf)
+        return await self._asked(pool, "GET", path, {}, b"", timeouts)
 
     async def _asked(
-        self, pool: Pool, method: str, path: str, headers: Mapping[str, str], body: bytes,
-        timeouts: Timeouts, until: float,
+        self, pool: Pool, method: str, path: str, headers: dict[str, str], body: bytes,
+        timeouts: Timeouts, key: str | None = None, until: float = math.inf,
     ) -> UpstreamResponse:  # fmt: skip
+        if key or self.api_key:
+            headers["authorization"] = f"Bearer {key or self.api_key}"
         self.in_flight += 1
         try:
             with within(min(timeouts.connect_s + timeouts.first_byte_s, until - monotonic())):

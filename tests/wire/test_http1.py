@@ -9,6 +9,7 @@ import itertools
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import http1
-from gateway.http1 import BrokenHttp, Connection, Pool
+from gateway.http1 import Answer, BrokenHttp, Connection, Pool
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 """Gets each connection with its number."""
@@ -28,11 +29,9 @@ class Wire(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.written = b""
         self.aborted = False
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += bytes(data)
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
 
     def abort(self) -> None:
         self.aborted = True
@@ -65,12 +64,16 @@ FRAMED: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-async def received(pieces: list[bytes], lost: Exception | None = None) -> tuple[bytes, Wire]:
-    """The body of an answer that comes in these pieces and then ends."""
-    pool, wire = Pool(), Wire()
-    connection = Connection(pool, ("host", 80, False))
+def opened() -> tuple[Connection, Wire, Answer]:
+    """A connection that was asked."""
+    connection, wire = Connection(Pool(), ("host", 80, False)), Wire()
     connection.connection_made(wire)
-    answer = connection.ask(b"head", b"")
+    return connection, wire, connection.ask(b"head", b"")
+
+
+async def received(pieces: list[bytes], lost: Exception | None = None) -> bytes:
+    """The body of an answer that comes in these pieces and then ends."""
+    connection, _, answer = opened()
     for piece in pieces:
         connection.data_received(piece)
     connection.connection_lost(lost)
@@ -80,8 +83,7 @@ async def received(pieces: list[bytes], lost: Exception | None = None) -> tuple[
     body = b""
     while part := await answer.some():
         body += part
-    await pool.aclose()
-    return body, wire
+    return body
 
 
 @given(
@@ -94,8 +96,7 @@ def test_any_split_gives_the_same_answer(
     raw = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" * early + FRAMED[framing](body)
     at = [0, *sorted(cut % (len(raw) + 1) for cut in cuts), len(raw)]
     pieces = [raw[a:b] for a, b in itertools.pairwise(at)]
-    found, _ = asyncio.run(received([piece for piece in pieces if piece]))
-    assert found == body
+    assert asyncio.run(received([piece for piece in pieces if piece])) == body
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
@@ -125,10 +126,7 @@ async def test_a_reset_ends_no_body() -> None:
     ],
 )
 async def test_what_is_not_http_is_refused_and_cut(raw: bytes) -> None:
-    wire = Wire()
-    connection = Connection(Pool(), ("host", 80, False))
-    connection.connection_made(wire)
-    answer = connection.ask(b"head", b"")
+    connection, wire, answer = opened()
     connection.data_received(raw)
     with pytest.raises(BrokenHttp, match="not HTTP"):
         await answer.head()
@@ -136,10 +134,7 @@ async def test_what_is_not_http_is_refused_and_cut(raw: bytes) -> None:
 
 
 async def test_a_head_without_end_is_cut() -> None:
-    wire = Wire()
-    connection = Connection(Pool(), ("host", 80, False))
-    connection.connection_made(wire)
-    answer = connection.ask(b"head", b"")
+    connection, wire, answer = opened()
     connection.data_received(b"HTTP/1.1 200 OK\r\n")
     while not wire.aborted:
         connection.data_received(b"x-more: " + b"y" * 1000 + b"\r\n")
@@ -186,6 +181,25 @@ async def asked(reader: asyncio.StreamReader) -> bytes:
     return head + await reader.readexactly(size)
 
 
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """Answers every request of a connection by its number, and remembers them."""
+
+    answer: Callable[[int], bytes]
+    seen: list[tuple[int, bytes]] = field(default_factory=list)
+
+    async def __call__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
+    ) -> None:
+        while True:
+            self.seen.append((number, await asked(reader)))
+            writer.write(self.answer(number))
+
+
+def numbered(number: int) -> bytes:
+    return length(b"%d" % number)
+
+
 async def get(pool: Pool, url: str, body: bytes = b"{}") -> tuple[int, bytes]:
     answer = await pool.request("POST", url + "/x", {"content-type": "a/b"}, body, 5.0)
     try:
@@ -198,15 +212,7 @@ async def get(pool: Pool, url: str, body: bytes = b"{}") -> tuple[int, bytes]:
 
 
 async def test_the_request_and_the_connection_that_is_kept() -> None:
-    seen: list[bytes] = []
-
-    async def answers(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
-    ) -> None:
-        while True:
-            seen.append(await asked(reader))
-            writer.write(length(b"%d" % number))
-
+    answers = Answering(numbered)
     async with server(answers) as url, Pool() as pool:
         big = b"x" * (http1.BUFFER_BYTES + 1)
         assert [await get(pool, url, body) for body in (b"{}", big)] == [(200, b"1")] * 2
@@ -216,8 +222,8 @@ async def test_the_request_and_the_connection_that_is_kept() -> None:
             b"accept: */*", b"accept-encoding: identity", b"content-type: a/b",
             b"content-length: 2", b"", b"{}",
         )  # fmt: skip
-        assert seen[0] == b"\r\n".join(lines)
-        assert seen[1].endswith(big)
+        assert answers.seen[0][1] == b"\r\n".join(lines)
+        assert answers.seen[1][1].endswith(big)
 
 
 @pytest.mark.parametrize(
@@ -231,20 +237,11 @@ async def test_the_request_and_the_connection_that_is_kept() -> None:
 )
 async def test_a_connection_that_cannot_be_trusted_is_not_used_again(raw: bytes) -> None:
     """Else what comes too much would be the answer to the next question."""
-    numbers: list[int] = []
-
-    async def answers(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
-    ) -> None:
-        while True:
-            await asked(reader)
-            numbers.append(number)
-            writer.write(raw)
-
+    answers = Answering(lambda number: raw)
     async with server(answers) as url, Pool() as pool:
         for _ in range(3):
             assert await get(pool, url) == (200, b"ok")
-    assert numbers == [1, 2, 3]
+    assert [number for number, _ in answers.seen] == [1, 2, 3]
 
 
 async def test_what_comes_unasked_closes_an_idle_connection() -> None:
@@ -395,14 +392,7 @@ async def test_tls_is_trusted_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(context)
 
-    async def answers(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int
-    ) -> None:
-        while True:
-            await asked(reader)
-            writer.write(length(b"%d" % number))
-
-    async with server(answers, context) as url:
+    async with server(Answering(numbered), context) as url:
         async with Pool() as pool:
             with pytest.raises(ssl.SSLError):
                 await get(pool, url)
