@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -158,6 +159,8 @@ def _fit(
     from trl import SFTConfig, SFTTrainer
 
     set_seed(settings.seed)
+    if torch.cuda.is_available():
+        _reproducible_on_gpu()
     tokenizer = AutoTokenizer.from_pretrained(base)
     _assert_boundary(tokenizer, examples)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
@@ -222,6 +225,16 @@ def _fit(
             "epochs": best.curve,
         }  # fmt: skip
     return _Fit(out, settings.learning_rate, best.agreement, metrics)
+
+
+def _reproducible_on_gpu() -> None:
+    """The same data and seed give the same weights on the same kind of GPU, which cuBLAS and some
+    of torch's kernels do not promise by themselves (PyTorch's notes on reproducibility)."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _completion_trainer(sft_trainer: Any) -> Any:

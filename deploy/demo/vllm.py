@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ _ENV = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
+_CPU = ("--enforce-eager",)
+"""Compiling takes longer than this model gains by it on a CPU."""
+_GPU = ("--gpu-memory-utilization", "0.4")
+"""By default vLLM takes nearly all of the memory, and a nightly training would find none left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +40,14 @@ class VllmSettings:
 
 
 def start_vllm(children: Children, settings: VllmSettings) -> Child:
-    """Start the server; ``vllm_ready`` waits for it. The same line serves a GPU build."""
+    """Start the server, of a GPU build where there is a GPU; ``vllm_ready`` waits for it."""
     command = [
         str(settings.python), "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(settings.base), "--served-model-name", "student",
         "--host", "127.0.0.1", "--port", str(settings.port),
         "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", "16",
-        "--enable-lora", "--max-lora-rank", "16", "--max-loras", "4", "--enforce-eager",
+        "--enable-lora", "--max-lora-rank", "16", "--max-loras", "4",
+        *(_GPU if shutil.which("nvidia-smi") else _CPU),
     ]  # fmt: skip
     # vLLM looks for compilers and libraries through PATH; the parent's Python settings would leak.
     env = {**_ENV, "PATH": f"{settings.python.parent}:{os.environ.get('PATH', '')}"}

@@ -154,7 +154,7 @@ def _exchange(number: int, pair: Pair, drawn: bool) -> Exchange:
     )  # fmt: skip
 
 
-def config(folder: Path, found: Set, urls: dict[Kind, str]) -> Path:
+def config(folder: Path, found: Set, urls: dict[Kind, str], price_per_hour: float) -> Path:
     """The task's configuration."""
     data = {
         "store": "sqlite:///./understudy.db",
@@ -165,7 +165,7 @@ def config(folder: Path, found: Set, urls: dict[Kind, str]) -> Path:
                 "teacher": {"base_url": "http://127.0.0.1:9/v1", "model": "t", "price": PRICE},
                 "student": {
                     "base_urls": [urls[Kind.LORA]], "classifier_urls": [urls[Kind.CLASSIFIER]],
-                    "price_per_hour": 0.10, "classifier_price_per_hour": 0.02,
+                    "price_per_hour": price_per_hour, "classifier_price_per_hour": 0.02,
                 },
                 "risk": {"alpha": 0.05, "delta": 0.05, "comparator": found.comparator},
                 "distill": {
@@ -187,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("task", choices=("intents", "extraction", "numbers"))
     parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--price-per-hour", type=float, default=0.10, help="vLLM's machine, USD.")
     parser.add_argument("--out", type=Path, help="Keep the report here.")
     wanted = parser.parse_args()
     found = {"intents": intents, "extraction": extraction, "numbers": numbers}[wanted.task](
@@ -197,7 +198,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="var"))).resolve()
         children = stack.enter_context(Children(folder / "logs"))
         urls = _servers(children, "lora" in found.students)
-        place, path = fill(folder, found), config(folder, found, urls)
+        place, path = fill(folder, found), config(folder, found, urls, wanted.price_per_hour)
         said = _run(path)
         result = {
             "task": wanted.task, "pairs": len(found.learn), "drawn": len(found.drawn),
