@@ -38,8 +38,8 @@ def main() -> None:
     print(
         f"{toll.kills} kills of {WORKERS} workers, {toll.whole} of them of all processes at once: "
         f"{len(toll.witness.ended)} answers acknowledged, all of them stored once and whole; "
-        f"{toll.witness.cut} cut or refused. {len(toll.restarts_s)} starts took at most "
-        f"{max(toll.restarts_s):.1f} s until they served."
+        f"{toll.witness.cut} cut or refused. {len(toll.restarts_s)} starts after them took at most "
+        f"{max(toll.restarts_s, default=0.0):.1f} s until they served."
     )
 
 

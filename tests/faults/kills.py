@@ -38,7 +38,8 @@ class Witness:
 
 @dataclass(slots=True)
 class Toll:
-    """What the kills did. ``restarts_s``: seconds from a start until it could serve."""
+    """What the kills did. ``restarts_s``: seconds from a start after a kill until it could serve;
+    the first start, which may build the encoder, is no such one."""
 
     witness: Witness = field(default_factory=Witness)
     kills: int = 0
@@ -126,7 +127,8 @@ async def kill_often(
     while toll.kills < kills:
         began = time.monotonic()
         async with gateway_process(folder, data, {"workers": workers}) as gateway:
-            toll.restarts_s.append(time.monotonic() - began)
+            if toll.kills:
+                toll.restarts_s.append(time.monotonic() - began)
             async with under_load(gateway, toll.witness):
                 await _kill_until_all(gateway, toll, kills, rng, workers)
     return toll
