@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base prometheus helm demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-counters bench-rollback bench-rolling bench-students bench-device bench-weights nights nights-full clean
+.PHONY: help env student-env clients base prometheus helm demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-counters bench-rollback bench-rolling bench-students bench-device bench-training-memory bench-weights nights nights-full clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -173,6 +173,9 @@ bench-students: $(BASE)/understudy-base.json  ## Students from 2,000 pairs (TASK
 
 bench-device: $(BASE)/understudy-base.json  ## The shipped student on this machine's vLLM: answers, verdicts and speed beside the shipped ones
 	mkdir -p var && $(BIN)/python -m tests.bench.serving_device $(if $(ROWS),--rows $(ROWS))
+
+bench-training-memory: $(BASE)/understudy-base.json  ## What training takes beside the model, and what it is reckoned to take
+	$(BIN)/python -m tests.bench.training_memory
 
 bench-weights: .venv/.ready  ## Importance weights in training, and none (3 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench.training_weights

@@ -18,6 +18,7 @@ from typing import Any
 
 from distill.dev_agreement import Best, dev_callback
 from distill.digest import file_sha256, lines_sha256
+from distill.memory import MemoryTooSmall, Passes, Shape, free_bytes, passes
 from router.comparator import plain_comparator
 from router.folders import new_folder
 from router.rows import Row
@@ -66,23 +67,28 @@ def train_student(
 ) -> dict[str, Any]:
     """Train ``name`` (``task@vN``) and write it to ``out``; return its manifest.
 
+    Rows longer than the base model's context are left out: cut short, an answer would teach never
+    to end.
+
     Raises:
-        TrainingRefused: ``out`` exists, rows lack completions, or prompt and completion do not
-            meet at a token boundary (the model would learn on other tokens than it is served).
+        TrainingRefused: ``out`` exists, rows lack completions, none fits into the model's context
+            or into memory, or prompt and completion do not meet at a token boundary (the model
+            would learn on other tokens than it is served).
     """
     if out.exists():
         raise TrainingRefused(f"{out}: a student version is immutable and this one exists")
-    examples = [_example(row) for row in rows]
+    lesson = _within_context([_example(row) for row in rows], base)
     with new_folder(out) as staging:
         started = time.monotonic()
-        tried = _search(examples, base, staging, settings, effort)
+        tried = _search(lesson, base, staging, settings, effort)
         best = max(tried, key=lambda fit: fit.agreement)
         best.keep(staging)
         chosen = replace(settings, learning_rate=best.learning_rate)
-        manifest = _manifest(name, examples, base, staging, chosen)
+        manifest = _manifest(name, lesson.examples, base, staging, chosen)
         manifest["metrics"] = {
             **best.metrics,
             "tried": [fit.told for fit in tried] if len(tried) > 1 else None,
+            "too_long": len(rows) - len(lesson.examples),
             "dev_rows": len(effort.dev),
             "train_seconds": round(time.monotonic() - started, 1),
         }
@@ -99,6 +105,15 @@ def _example(row: Row) -> dict[str, Any]:
         "prompt": [{"role": m.role, "content": m.content} for m in row.messages],
         "completion": [{"role": "assistant", "content": row.completion}],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What is learned, and the tokens of its longest example and its longest answer."""
+
+    examples: list[dict[str, Any]]
+    longest: int
+    answer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +140,7 @@ class _Fit:
 
 
 def _search(
-    examples: list[dict[str, Any]], base: Path, out: Path, settings: TrainSettings, effort: Effort
+    lesson: _Lesson, base: Path, out: Path, settings: TrainSettings, effort: Effort
 ) -> list[_Fit]:
     """The learning rate as it is, then others while the time allows one more of the same length.
     Without dev rows there is nothing to choose by."""
@@ -139,12 +154,12 @@ def _search(
         folder.mkdir()
         work = effort.work / f"fit-{number}" if effort.work is not None else None
         tuned = replace(settings, learning_rate=rate * settings.learning_rate)
-        found.append(_fit(examples, base, folder, tuned, effort.dev, work))
+        found.append(_fit(lesson, base, folder, tuned, effort.dev, work))
     return found
 
 
 def _fit(
-    examples: list[dict[str, Any]],
+    lesson: _Lesson,
     base: Path,
     out: Path,
     settings: TrainSettings,
@@ -162,21 +177,24 @@ def _fit(
     if torch.cuda.is_available():
         _reproducible_on_gpu()
     tokenizer = AutoTokenizer.from_pretrained(base)
-    _assert_boundary(tokenizer, examples)
+    _assert_boundary(tokenizer, lesson.examples)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     work = work or out / "checkpoints"
+    last = get_last_checkpoint(str(work)) if work.is_dir() else None
+    through = _passes(model, lesson, settings.batch_size, work / "passes.json", last is not None)
     best = Best.at(work / "best")
     config = SFTConfig(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=through.at_once,
+        gradient_accumulation_steps=through.steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup_ratio,
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,
-        max_length=512,
+        gradient_checkpointing=through.checkpointing,
+        max_length=None,
         logging_steps=10,
         save_strategy="epoch",
         save_total_limit=1,
@@ -197,7 +215,7 @@ def _fit(
     trainer = _completion_trainer(SFTTrainer)(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=Dataset.from_list(lesson.examples),
         processing_class=tokenizer,
         peft_config=lora,
     )
@@ -205,7 +223,6 @@ def _fit(
         agrees = plain_comparator(settings.comparator)
         measuring = AutoTokenizer.from_pretrained(base)  # padded on the other side
         trainer.add_callback(dev_callback(measuring, dev, agrees, best, settings.max_tokens))
-    last = get_last_checkpoint(str(work)) if work.is_dir() else None
     result = trainer.train(resume_from_checkpoint=last)
     if dev and best.agreement >= 0:
         set_peft_model_state_dict(trainer.model, best.weights())
@@ -218,6 +235,7 @@ def _fit(
     ]  # fmt: skip
     metrics: dict[str, Any] = {
         "train_loss": round(float(result.training_loss), 5), "loss_curve": losses,
+        "rows_at_once": through.at_once, "checkpointing": through.checkpointing,
     }  # fmt: skip
     if dev:
         metrics |= {
@@ -264,10 +282,66 @@ def _completion_trainer(sft_trainer: Any) -> Any:
             targets = inputs["labels"][:, 1:]
             kept = targets != -100
             logits = base.lm_head(hidden[:, :-1][kept]).to(torch.float32)
-            loss = cross_entropy(logits, targets[kept])
+            if self.current_gradient_accumulation_steps > 1:
+                # Every token of the batch counts the same, in whichever pass it comes.
+                loss = cross_entropy(logits, targets[kept], reduction="sum") / num_items_in_batch
+            else:
+                loss = cross_entropy(logits, targets[kept])
             return (loss, {"logits": logits}) if return_outputs else loss
 
     return CompletionTrainer
+
+
+def _within_context(examples: list[dict[str, Any]], base: Path) -> _Lesson:
+    """The examples that the model can read to their end.
+
+    Raises:
+        TrainingRefused: it is none of them.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    context = int(AutoConfig.from_pretrained(base).max_position_embeddings)
+    kept, longest, answer = list[dict[str, Any]](), 0, 0
+    for example in examples:
+        chat = example["prompt"] + example["completion"]
+        whole = len(tokenizer(tokenizer.apply_chat_template(chat, tokenize=False))["input_ids"])
+        if whole <= context:
+            kept.append(example)
+            said = tokenizer(example["completion"][0]["content"])["input_ids"]
+            longest, answer = max(longest, whole), max(answer, len(said))
+    if not kept:
+        raise TrainingRefused(f"no row fits into the base model's context of {context} tokens")
+    return _Lesson(kept, longest, answer)
+
+
+def _passes(model: Any, lesson: _Lesson, batch: int, note: Path, resumed: bool) -> Passes:
+    """How the batch fits into the memory that is free beside the model. A training that goes on
+    from a checkpoint goes on as it began: its place among the data is counted in passes.
+
+    Raises:
+        TrainingRefused: there is no way.
+    """
+    import torch
+
+    if resumed and note.is_file():
+        return Passes(**json.loads(note.read_bytes()))
+    config, gpu = model.config, torch.cuda.is_available()
+    shape = Shape(
+        config.num_hidden_layers, config.hidden_size, config.vocab_size, lesson.longest,
+        lesson.answer, gpu,
+    )  # fmt: skip
+    # The model was loaded into this machine's memory; a GPU's has yet to take it.
+    model_bytes = int(model.get_memory_footprint()) if gpu else 0
+    try:
+        found = passes(batch, shape, free_bytes() - model_bytes)
+    except MemoryTooSmall as error:
+        raise TrainingRefused(str(error)) from error
+    note.parent.mkdir(parents=True, exist_ok=True)
+    part = note.with_suffix(".part")
+    part.write_text(json.dumps(asdict(found)))
+    part.replace(note)
+    return found
 
 
 def _assert_boundary(tokenizer: Any, examples: list[dict[str, Any]]) -> None:

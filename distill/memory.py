@@ -1,0 +1,112 @@
+"""How a training batch goes through the memory that is there.
+
+The batch decides the weights and stays as it is; how many of its rows are computed at once, and
+whether activations are kept or computed again, only decide memory and time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SHARE = 0.8
+"""Of the free memory: an estimate is none, and other work of the machine needs some."""
+_KEPT = 90
+"""Bytes per token, hidden unit and layer: measured (``make bench-training-memory``). Korthikanti et
+al. (arXiv 2205.05198) count 34 for a plain transformer in half precision; norms and LoRA's inputs
+in single precision and a gated MLP come on top."""
+_AGAIN = 8
+_AGAIN_ON_CPU = 48
+"""The same where only each layer's input is kept. The C library's allocator holds on to most of
+what was freed in between; a GPU's does not."""
+_BESIDE = 300 * 2**20
+"""Optimizer and the kernels' own room."""
+_LOGITS = 14
+"""Bytes per answer's token and word of the vocabulary: in half and in single precision, their
+softmax, their gradient."""
+
+
+class MemoryTooSmall(Exception):
+    """Not even one row fits, with everything computed twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What decides how much a row takes."""
+
+    layers: int
+    hidden: int
+    vocabulary: int
+    longest: int
+    """Tokens of the longest row."""
+    answer: int
+    """Tokens of the longest answer."""
+    gpu: bool = False
+
+    def kept(self) -> int:
+        """Bytes of one row's activations, all kept for the backward pass."""
+        return self.layers * self._layer(_KEPT) + self._logits()
+
+    def checkpointed(self) -> int:
+        """The same where each layer is computed again when its turn comes."""
+        held = self.layers * self._layer(_AGAIN if self.gpu else _AGAIN_ON_CPU)
+        return held + self._layer(_KEPT) + self._logits()
+
+    def _layer(self, unit: int) -> int:
+        return unit * self.longest * self.hidden
+
+    def _logits(self) -> int:
+        return self.answer * self.vocabulary * _LOGITS
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """``at_once`` rows a pass, ``steps`` passes a batch."""
+
+    at_once: int
+    steps: int
+    checkpointing: bool = False
+
+
+def needed(at_once: int, row: int) -> int:
+    """Bytes beside the model for so many rows of ``row`` bytes at once."""
+    return at_once * row + _BESIDE
+
+
+def passes(batch: int, shape: Shape, free: int) -> Passes:
+    """The fewest passes that fit into ``free`` bytes; activations are computed again (a third more
+    arithmetic) only where not one row fits otherwise.
+
+    Raises:
+        MemoryTooSmall: there is no way.
+    """
+    room = SHARE * free
+    for checkpointing, row in ((False, shape.kept()), (True, shape.checkpointed())):
+        for at_once in range(batch, 0, -1):
+            if batch % at_once == 0 and needed(at_once, row) <= room:
+                return Passes(at_once, batch // at_once, checkpointing)
+    raise MemoryTooSmall(
+        f"a row of {shape.longest} tokens needs {needed(1, shape.checkpointed()) / 2**20:.0f} MiB "
+        f"beside the model, and of {free / 2**20:.0f} MiB free it may take {SHARE:.0%}"
+    )
+
+
+def free_bytes() -> int:
+    """Free memory of the GPU, where there is one, or of this machine or container."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    free = int(psutil.virtual_memory().available)
+    return min(free, *_container_room(Path("/sys/fs/cgroup")), free)
+
+
+def _container_room(group: Path) -> list[int]:
+    """What the container may still take (cgroup v2); nothing where it has no limit."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return []
+    return [max(0, int(limit) - used)] if limit.isdecimal() else []
