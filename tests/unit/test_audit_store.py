@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +29,9 @@ CLAIM = Claim("t", "v1-aa", 0.05, 0.05)
 
 def sqlite(store: AuditStore) -> sqlite3.Connection:
     """The connection as what it is here."""
-    assert isinstance(store.connection, sqlite3.Connection)
-    return store.connection
+    connection = store._store.connection
+    assert isinstance(connection, sqlite3.Connection)
+    return connection
 
 
 def served(id_: str, created_at: float = 1.0, **changes: object) -> Exchange:
@@ -251,3 +254,36 @@ async def test_replicas_share_labels_and_each_counts_once(tmp_path: Path) -> Non
     for store in replicas:
         store.close()
     main.close()
+
+
+def test_a_reader_beside_a_waiting_writer_stops_nobody(tmp_path: Path) -> None:
+    """Three threads: one is about to commit, one waits for that on a shared connection, one reads
+    on the same connection. Seen as a gateway that stood still for its whole busy timeout."""
+    path = tmp_path / "understudy.db"
+    with (
+        closing(SqliteStore.open(path)) as other,
+        closing(AuditStore(SqliteStore.open(path, busy_s=30.0))) as shared,
+    ):
+        other.begin()
+        waits = threading.Event()
+
+        def write() -> None:
+            waits.set()
+            with shared.transaction():
+                shared.connection.execute("DELETE FROM probe_leases WHERE task = ?", ("t",))
+
+        def read() -> None:
+            shared.connection.execute("SELECT at FROM probes WHERE task = ?", ("t",)).fetchall()
+
+        read()  # the statement is known from now on, and only its parameters are bound
+        threads = [threading.Thread(target=work) for work in (write, read)]
+        threads[0].start()
+        waits.wait()
+        time.sleep(0.2)  # by now it waits in BEGIN
+        began = time.monotonic()
+        threads[1].start()
+        time.sleep(0.1)
+        other.roll_back()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - began < 15, "every thread waited for the busy timeout"
