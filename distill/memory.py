@@ -99,7 +99,7 @@ def free_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     free = int(psutil.virtual_memory().available)
-    return min(free, *_container_room(Path("/sys/fs/cgroup")), free)
+    return min([free, *_container_room(Path("/sys/fs/cgroup"))])
 
 
 def _container_room(group: Path) -> list[int]:
