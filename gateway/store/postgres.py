@@ -55,7 +55,7 @@ class PostgresDatabase:
         self._url = url
         self._connection: psycopg.Connection[Any] | None = None
         self._next_try = 0.0
-        self._connecting = threading.Lock()
+        self.turn = threading.RLock()
 
     @property
     def in_transaction(self) -> bool:
@@ -71,18 +71,19 @@ class PostgresDatabase:
         Raises:
             WriteError: Postgres is away, or refuses it.
         """
-        with self._told():
+        with self.turn, self._told():
             return self._connected().execute(_translated(sql), [_plain(p) for p in parameters])
 
     def executemany(self, sql: str, parameters: Iterable[Sequence[Any]], /) -> Rows:
         """Run one statement for each of several rows."""
-        with self._told():
+        with self.turn, self._told():
             cursor = self._connected().cursor()
             cursor.executemany(_translated(sql), [[_plain(p) for p in row] for row in parameters])
             return cursor
 
-    def stream(self, sql: str, parameters: Sequence[Any]) -> Iterator[Any]:
-        """Rows by a cursor on the server, a few hundred at a time."""
+    def stream(self, sql: str, parameters: Sequence[Any], /) -> Iterator[Any]:
+        """Rows by a cursor on the server, a few hundred at a time. Only where no other thread uses
+        the connection meanwhile."""
         with self._told(), contextlib.ExitStack() as stack:
             connection = self._connected()
             if not self.in_transaction:
@@ -98,7 +99,12 @@ class PostgresDatabase:
         Source: postgresql.org/docs/current/sql-copy.html.
         """
         sql = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
-        with self._told(), self._connected().cursor() as cursor, cursor.copy(sql) as copy:
+        with (
+            self.turn,
+            self._told(),
+            self._connected().cursor() as cursor,
+            cursor.copy(sql) as copy,
+        ):
             for row in rows:
                 copy.write_row([_plain(value) for value in row])
 
@@ -111,7 +117,7 @@ class PostgresDatabase:
         connection = self._connection
         if connection is not None and not connection.closed:
             return connection
-        with self._connecting:
+        with self.turn:
             if self._connection is None or self._connection.closed:
                 self._connection = self._connect()
             return self._connection
@@ -178,12 +184,6 @@ class PostgresStore(Repository):
             ).fetchone()  # fmt: skip
             self._upgraded = bool(found[0])
         return COLUMNS if self._upgraded else COLUMNS[:-1]
-
-    def streamed(self, sql: str, values: Sequence[Any], bounded: bool) -> Iterator[Any]:
-        """Rows of a query; by a cursor on the server where there may be very many."""
-        return (
-            iter(self._db.execute(sql, values)) if bounded else self._postgres.stream(sql, values)
-        )
 
     def text_as_stored(self, text: str) -> Any:
         """A text as it stands within stored JSON."""

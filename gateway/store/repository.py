@@ -42,11 +42,11 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 class Repository(ABC):
-    """One database. ``name`` is how messages call it."""
+    """One database. ``name`` is how messages call it. Several threads may share one."""
 
-    def __init__(self, connection: Any, name: str) -> None:
-        self.connection: Database = connection
-        self._db: Database = connection
+    def __init__(self, connection: Database, name: str) -> None:
+        self.connection = connection
+        self._db = connection
         self.name = name
 
     @abstractmethod
@@ -79,14 +79,15 @@ class Repository(ABC):
         Raises:
             WriteError: nothing happened.
         """
-        try:
-            self.begin()
-            yield
-            self._db.execute("COMMIT")
-        except self.errors as error:
-            raise self.error(error) from error
-        finally:
-            self.roll_back()
+        with self._db.turn:
+            try:
+                self.begin()
+                yield
+                self._db.execute("COMMIT")
+            except self.errors as error:
+                raise self.error(error) from error
+            finally:
+                self.roll_back()
 
     errors: tuple[type[Exception], ...]
     """What the database raises, and what values do that cannot be stored."""
@@ -181,7 +182,8 @@ class Repository(ABC):
         columns = self.columns()
         sql = f"SELECT {', '.join(columns)} FROM exchanges{where}{sort}"
         chunk: list[Sequence[Any]] = []
-        for row in self.streamed(sql, values, bounded=bool(which.ids or which.limit)):
+        few = bool(which.ids or which.limit)
+        for row in self._db.execute(sql, values) if few else self._db.stream(sql, values):
             chunk.append(row)
             if len(chunk) == CHUNK:
                 yield from self._exchanges(columns, chunk)
@@ -196,10 +198,6 @@ class Repository(ABC):
         """Exchanges of these ids, in this order; ids that are not there are left out."""
         found = {e.id: e for e in self.read(Filter(ids=tuple(ids)))} if ids else {}
         return [found[id_] for id_ in ids if id_ in found]
-
-    def streamed(self, sql: str, values: Sequence[Any], bounded: bool) -> Iterator[Any]:
-        """Rows of a query that may give very many, where it is not ``bounded``."""
-        return iter(self._db.execute(sql, values))
 
     def starting_with(self, prefix: str) -> list[Exchange]:
         """The exchange of that id; else those whose ids start so, three at most."""
@@ -233,11 +231,12 @@ class Repository(ABC):
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """Everything read within is of one moment; writers go on meanwhile."""
-        self._db.execute(self.begin_snapshot)
-        try:
-            yield
-        finally:
-            self.roll_back()
+        with self._db.turn:
+            self._db.execute(self.begin_snapshot)
+            try:
+                yield
+            finally:
+                self.roll_back()
 
     def count(self, which: Filter) -> int:
         """How many exchanges match."""

@@ -2,7 +2,8 @@
 
 Source: sqlite.org/pragma.html#pragma_synchronous.
 
-One connection per object. Writing happens in the capture thread only; readers open their own.
+One connection per object, which threads use in turns. Exchanges are written by the capture thread
+only; readers open their own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from gateway.errors import StoreError
+from gateway.store.database import SqliteDatabase
 from gateway.store.faults import WriteError, write_error
 from gateway.store.records import Exchange
 from gateway.store.repository import Repository
@@ -56,7 +58,7 @@ class SqliteStore(Repository):
     errors = (sqlite3.Error, TypeError, ValueError)
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        super().__init__(connection, str(path))
+        super().__init__(SqliteDatabase(connection), str(path))
         self.path = path
         self._inode = path.stat().st_ino
 
@@ -192,12 +194,13 @@ class SqliteStore(Repository):
 
     def writable(self) -> bool:
         """Whether a write transaction can be opened now."""
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("ROLLBACK")
-        except sqlite3.Error:
-            self.roll_back()
-            return False
+        with self._db.turn:
+            try:
+                self.begin()
+                self._db.execute("ROLLBACK")
+            except sqlite3.Error:
+                self.roll_back()
+                return False
         return True
 
     def _insert(self, exchange: Exchange) -> int:

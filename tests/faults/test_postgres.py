@@ -30,7 +30,7 @@ from tests.fakes.rig import FAR, SECRETS
 from tests.faults.kills import Witness, agreeing_upstreams, kill_often, one_answer, under_load
 from tests.faults.tcp import TcpProxy
 from tests.faults.tmpfs import mounted
-from tests.unit.test_store import EXCHANGE
+from tests.unit.test_store import EXCHANGE, written_beside_a_failing_transaction
 from tests.wire.test_captures_cli import understudy
 
 URL = "POSTGRES_URL"
@@ -95,6 +95,14 @@ async def shipping(tmp_path: Path, database: Postgres) -> AsyncIterator[Shipping
     async with AsyncExitStack() as stack:
         data = await stack.enter_async_context(agreeing_upstreams(tmp_path / "unused.db"))
         yield Shipping(database, tmp_path, data, stack)
+
+
+def test_a_write_beside_another_thread_s_transaction_is_not_undone_with_it(
+    database: Postgres,
+) -> None:
+    upgrade(database.url)
+    with contextlib.closing(PostgresStore(database.url)) as store:
+        written_beside_a_failing_transaction(store)
 
 
 async def test_exchanges_go_to_postgres_and_leave_the_outbox(shipping: Shipping) -> None:

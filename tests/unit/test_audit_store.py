@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from gateway.auditor import begin_epoch, close_gate, open_gate
 from gateway.errors import StoreError
 from gateway.store.audits import ANY_VERSION, AuditStore, Claim, EventKind, GateRow
+from gateway.store.database import SqliteDatabase
 from gateway.store.place import Place
 from gateway.store.records import Draw, DrawState, Exchange, Filter
 from gateway.store.schema import _EXCHANGES, SCHEMA_VERSION
@@ -25,13 +24,6 @@ from tests.unit.test_store import EXCHANGE
 
 AUDIT = Audit(0.05, 0.05)
 CLAIM = Claim("t", "v1-aa", 0.05, 0.05)
-
-
-def sqlite(store: AuditStore) -> sqlite3.Connection:
-    """The connection as what it is here."""
-    connection = store._store.connection
-    assert isinstance(connection, sqlite3.Connection)
-    return connection
 
 
 def served(id_: str, created_at: float = 1.0, **changes: object) -> Exchange:
@@ -206,13 +198,15 @@ def test_looks_use_their_indexes(stores: tuple[SqliteStore, AuditStore]) -> None
     with audits.transaction():
         epoch = begin_epoch(audits, AUDIT, CLAIM, 0.0, why="test")
     seen: list[str] = []
-    sqlite(audits).set_trace_callback(seen.append)
+    database = audits.connection
+    assert isinstance(database, SqliteDatabase)
+    database._connection.set_trace_callback(seen.append)
     audits.labels(epoch, 10)
     audits.pace(CLAIM, 0.0, 1.0)
     audits.scores(epoch, 10)
     audits.gate("t", "v1-aa")
     audits.last_draw("t")
-    sqlite(audits).set_trace_callback(None)
+    database._connection.set_trace_callback(None)
     assert len(seen) == 6
     for sql in seen:
         plan = [row[3] for row in audits._db.execute(f"EXPLAIN QUERY PLAN {sql}")]
@@ -254,36 +248,3 @@ async def test_replicas_share_labels_and_each_counts_once(tmp_path: Path) -> Non
     for store in replicas:
         store.close()
     main.close()
-
-
-def test_a_reader_beside_a_waiting_writer_stops_nobody(tmp_path: Path) -> None:
-    """Three threads: one is about to commit, one waits for that on a shared connection, one reads
-    on the same connection. Seen as a gateway that stood still for its whole busy timeout."""
-    path = tmp_path / "understudy.db"
-    with (
-        closing(SqliteStore.open(path)) as other,
-        closing(AuditStore(SqliteStore.open(path, busy_s=30.0))) as shared,
-    ):
-        other.begin()
-        waits = threading.Event()
-
-        def write() -> None:
-            waits.set()
-            with shared.transaction():
-                shared.connection.execute("DELETE FROM probe_leases WHERE task = ?", ("t",))
-
-        def read() -> None:
-            shared.connection.execute("SELECT at FROM probes WHERE task = ?", ("t",)).fetchall()
-
-        read()  # the statement is known from now on, and only its parameters are bound
-        threads = [threading.Thread(target=work) for work in (write, read)]
-        threads[0].start()
-        waits.wait()
-        time.sleep(0.2)  # by now it waits in BEGIN
-        began = time.monotonic()
-        threads[1].start()
-        time.sleep(0.1)
-        other.roll_back()
-        for thread in threads:
-            thread.join()
-        assert time.monotonic() - began < 15, "every thread waited for the busy timeout"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,8 @@ import pytest
 from gateway.errors import StoreError
 from gateway.store import schema
 from gateway.store.records import Attempt, Draw, DrawState, Exchange, Filter, Status
-from gateway.store.rows import COLUMNS, draw_values, exchange_values
+from gateway.store.repository import Repository
+from gateway.store.rows import COLUMNS, draw_values, dump, exchange_values
 from gateway.store.sqlite import SqliteStore
 
 EXCHANGE = Exchange(
@@ -169,3 +173,53 @@ def test_an_older_gateway_goes_on_over_a_file_that_a_newer_one_upgraded(tmp_path
         old.execute("UPDATE draws SET state='done', agrees=1 WHERE exchange_id='before'")
         assert old.execute("SELECT count(*) FROM exchanges").fetchone() == (3,)
     old.close()
+
+
+def test_a_reader_beside_a_waiting_writer_stops_nobody(tmp_path: Path) -> None:
+    """Three threads: one is about to commit, one waits for that on a shared connection, one reads
+    on the same connection. Seen as a gateway that stood still for its whole busy timeout."""
+    path = tmp_path / "understudy.db"
+    with (
+        contextlib.closing(SqliteStore.open(path)) as other,
+        contextlib.closing(SqliteStore.open(path, busy_s=30.0)) as shared,
+    ):
+        shared.judgement("known")  # from now on only the statement's parameters are bound
+        other.begin()
+        writer = threading.Thread(target=shared.claim_draws, args=(1, 0.0, 1.0))
+        writer.start()
+        time.sleep(0.3)  # by now it waits for the lock
+        began = time.monotonic()
+        reader = threading.Thread(target=shared.judgement, args=("known",))
+        reader.start()
+        time.sleep(0.1)
+        other.roll_back()
+        for thread in (writer, reader):
+            thread.join()
+        assert time.monotonic() - began < 15, "every thread waited for the busy timeout"
+
+
+def test_a_write_beside_another_thread_s_transaction_is_not_undone_with_it(
+    store: SqliteStore,
+) -> None:
+    written_beside_a_failing_transaction(store)
+
+
+def written_beside_a_failing_transaction(shared: Repository) -> None:
+    """One thread's transaction fails; what another wrote on the same connection meanwhile stays."""
+    begun, written = threading.Event(), threading.Event()
+
+    def fails() -> None:
+        with pytest.raises(StoreError, match="not JSON serializable"), shared.transaction():
+            begun.set()
+            assert not written.wait(0.3)
+            dump({"x": {1}})
+
+    def writes() -> None:
+        begun.wait()
+        shared.keep_judgement("pair", "t", True, 1.0)
+        written.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(fails), pool.submit(writes)]:
+            done.result()
+    assert shared.judgement("pair") is True
