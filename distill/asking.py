@@ -13,6 +13,7 @@ from typing import Any
 from distill.answers import StudentEndpoint, with_student_answers
 from distill.executor import Executor, LocalExecutor
 from router.errors import RowError
+from router.folders import new_file
 from router.rows import Row, StudentAnswer, student_from_json, student_json
 from router.template import Message
 
@@ -53,9 +54,8 @@ class AnswerCache:
                 whole.append(line)
             except (ValueError, TypeError, RowError):
                 continue  # cut by a kill: asked again
-        part = self._path.with_name(self._path.name + ".part")
-        part.write_text("".join(whole), encoding="utf-8")
-        part.replace(self._path)
+        with new_file(self._path) as new:
+            new.write_text("".join(whole), encoding="utf-8")
 
 
 def answered(

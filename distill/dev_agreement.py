@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from router.folders import new_file
 from router.rows import Row, StudentAnswer, usable
 
 ROWS = 128
@@ -50,13 +51,11 @@ class Best:
         self.folder.mkdir(parents=True, exist_ok=True)
         if better:
             self.epoch, self.agreement = epoch, agreement
-            part = self.folder / "best.part"
-            save_file({k: v.contiguous().cpu() for k, v in weights.items()}, part)
-            part.replace(self.folder / "best.safetensors")
+            with new_file(self.folder / "best.safetensors") as new:
+                save_file({k: v.contiguous().cpu() for k, v in weights.items()}, new)
         note = {"epoch": self.epoch, "agreement": self.agreement, "curve": self.curve}
-        part = self.folder / "best.json.part"
-        part.write_text(json.dumps(note))
-        part.replace(self.folder / "best.json")
+        with new_file(self.folder / "best.json") as new:
+            new.write_text(json.dumps(note))
         return better
 
     def weights(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from router.folders import new_file
 from router.rows import Row
 from router.template import Message
 
@@ -67,9 +68,8 @@ def write_examples(path: Path, examples: Iterable[Example]) -> str:
     data = "".join(
         json.dumps(e.to_json(), sort_keys=True, ensure_ascii=False) + "\n" for e in examples
     ).encode()
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(gzip.compress(data, mtime=0))
-    part.replace(path)
+    with new_file(path) as new:
+        new.write_bytes(gzip.compress(data, mtime=0))
     return hashlib.sha256(data).hexdigest()
 
 

@@ -6,8 +6,12 @@ whether activations are kept or computed again, only decide memory and time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from router.folders import new_file
 
 SHARE = 0.8
 """Of the free memory: an estimate is none, and other work of the machine needs some."""
@@ -89,6 +93,31 @@ def passes(batch: int, shape: Shape, free: int) -> Passes:
         f"a row of {shape.longest} tokens needs {needed(1, shape.checkpointed()) / 2**20:.0f} MiB "
         f"beside the model, and of {free / 2**20:.0f} MiB free it may take {SHARE:.0%}"
     )
+
+
+def planned(model: Any, longest: int, answer: int, batch: int, note: Path, resumed: bool) -> Passes:
+    """How the batch fits into the memory that is free beside a loaded model. A training that goes
+    on from a checkpoint goes on as it began, by the ``note`` that it left: its place among the
+    data is counted in passes.
+
+    Raises:
+        MemoryTooSmall: there is no way.
+    """
+    import torch
+
+    if resumed and note.is_file():
+        return Passes(**json.loads(note.read_bytes()))
+    config, gpu = model.config, torch.cuda.is_available()
+    shape = Shape(
+        config.num_hidden_layers, config.hidden_size, config.vocab_size, longest, answer, gpu
+    )
+    # The model was loaded into this machine's memory; a GPU's has yet to take it.
+    model_bytes = int(model.get_memory_footprint()) if gpu else 0
+    found = passes(batch, shape, free_bytes() - model_bytes)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(note) as new:
+        new.write_text(json.dumps(asdict(found)))
+    return found
 
 
 def free_bytes() -> int:

@@ -16,6 +16,7 @@ from distill.job import Job
 from gateway.store.ledger import Ledger, Run
 from gateway.store.samples import Samples
 from gateway.store.students import Deployment, Registry, Version
+from router.folders import new_file
 
 
 class Ended(Exception):
@@ -69,9 +70,8 @@ class Night:
     def write_json(self, name: str, value: Any) -> str:
         """Write a file whole or not at all; returns its SHA-256."""
         path = self.path(name)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        part.replace(path)
+        with new_file(path) as new:
+            new.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
         return file_sha256(path)
 
     def read_json(self, name: str) -> Any:

@@ -15,6 +15,7 @@ from gateway.config_file import load_config
 from gateway.errors import ConfigError
 from gateway.terminal import fail
 from router.errors import RouterError
+from router.folders import new_file
 from router.noise import MIN_PROMPTS
 from router.rows import Row, read_rows, write_rows
 
@@ -130,15 +131,13 @@ def _write(path: Path, rows: list[Row]) -> None:
 
 def _checked(path: Path, data: dict[str, Any]) -> None:
     """Write the file only as one that can be used."""
-    part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    try:
-        load_config(part)
-    except ConfigError as error:
-        part.unlink()
-        fail(*(problem.replace(str(part), str(path)) for problem in error.problems))
-    part.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as new:
+        new.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        try:
+            load_config(new)
+        except ConfigError as error:
+            fail(*(problem.replace(str(new), str(path)) for problem in error.problems))
 
 
 def _show_floor(path: Path, name: str, probes: list[Row], alpha: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from distill.dev_agreement import Best, dev_callback
 from distill.digest import file_sha256, lines_sha256
-from distill.memory import MemoryTooSmall, Passes, Shape, free_bytes, passes
+from distill.memory import MemoryTooSmall, planned
 from router.comparator import plain_comparator
 from router.folders import new_folder
 from router.rows import Row
@@ -181,7 +181,13 @@ def _fit(
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     work = work or out / "checkpoints"
     last = get_last_checkpoint(str(work)) if work.is_dir() else None
-    through = _passes(model, lesson, settings.batch_size, work / "passes.json", last is not None)
+    try:
+        through = planned(
+            model, lesson.longest, lesson.answer, settings.batch_size, work / "passes.json",
+            last is not None,
+        )  # fmt: skip
+    except MemoryTooSmall as error:
+        raise TrainingRefused(str(error)) from error
     best = Best.at(work / "best")
     config = SFTConfig(
         output_dir=str(work),
@@ -313,35 +319,6 @@ def _within_context(examples: list[dict[str, Any]], base: Path) -> _Lesson:
     if not kept:
         raise TrainingRefused(f"no row fits into the base model's context of {context} tokens")
     return _Lesson(kept, longest, answer)
-
-
-def _passes(model: Any, lesson: _Lesson, batch: int, note: Path, resumed: bool) -> Passes:
-    """How the batch fits into the memory that is free beside the model. A training that goes on
-    from a checkpoint goes on as it began: its place among the data is counted in passes.
-
-    Raises:
-        TrainingRefused: there is no way.
-    """
-    import torch
-
-    if resumed and note.is_file():
-        return Passes(**json.loads(note.read_bytes()))
-    config, gpu = model.config, torch.cuda.is_available()
-    shape = Shape(
-        config.num_hidden_layers, config.hidden_size, config.vocab_size, lesson.longest,
-        lesson.answer, gpu,
-    )  # fmt: skip
-    # The model was loaded into this machine's memory; a GPU's has yet to take it.
-    model_bytes = int(model.get_memory_footprint()) if gpu else 0
-    try:
-        found = passes(batch, shape, free_bytes() - model_bytes)
-    except MemoryTooSmall as error:
-        raise TrainingRefused(str(error)) from error
-    note.parent.mkdir(parents=True, exist_ok=True)
-    part = note.with_suffix(".part")
-    part.write_text(json.dumps(asdict(found)))
-    part.replace(note)
-    return found
 
 
 def _assert_boundary(tokenizer: Any, examples: list[dict[str, Any]]) -> None:

@@ -21,6 +21,7 @@ from gateway.store.feedback import corrections
 from gateway.store.records import Exchange, Filter
 from gateway.store.repository import CHUNK, Repository, batches
 from gateway.store.training import fine_tuning_row, messages_of, training_row
+from router.folders import new_file
 
 SAVED_EVERY = 1000
 """Rows between two notes of how far the export is."""
@@ -202,35 +203,32 @@ def forget_in_file(path: Path, form: str, gone: Gone) -> int:
     Raises:
         StoreError: the file cannot be rewritten; it is as it was.
     """
-    part = _beside(path, ".part")
     try:
-        if form == Format.PARQUET:
-            return _forget_in_parquet(path, part, gone.ids)
-        with path.open("rb") as source, part.open("wb") as target:
+        with new_file(path) as new:
+            if form == Format.PARQUET:
+                return _forget_in_parquet(path, new, gone.ids)
             count = 0
-            for line in source:
-                if gone.matches(line):
-                    count += 1
-                else:
-                    target.write(line)
-            target.flush()
-            os.fsync(target.fileno())
-        part.replace(path)
+            with path.open("rb") as source, new.open("wb") as target:
+                for line in source:
+                    if gone.matches(line):
+                        count += 1
+                    else:
+                        target.write(line)
+                target.flush()
+                os.fsync(target.fileno())
     except (OSError, ValueError, KeyError) as error:
-        part.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be rewritten: {error}") from error
     return count
 
 
-def _forget_in_parquet(path: Path, part: Path, ids: frozenset[str]) -> int:
+def _forget_in_parquet(path: Path, new: Path, ids: frozenset[str]) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
     kept = table.filter(pc.invert(pc.is_in(table["id"], value_set=pa.array(sorted(ids)))))
-    pq.write_table(kept, part, compression="zstd")
-    part.replace(path)
+    pq.write_table(kept, new, compression="zstd")
     return int(table.num_rows - kept.num_rows)
 
 

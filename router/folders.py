@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and files of packages that are never imported."""
+"""Folders and files that appear whole or not at all, and packages' files without an import."""
 
 from __future__ import annotations
 
@@ -26,6 +26,22 @@ def new_folder(out: Path) -> Iterator[Path]:
         os.replace(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that takes its place by one rename when the block ends well. What a
+    kill leaves of it is written over the next time.
+
+    Raises:
+        OSError: it cannot be written; ``path`` is as it was.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def package_file(package: str, name: str) -> Path | None:

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from router.folders import new_file
+
 PROMPT_FILES = (
     "examples.jsonl.gz", "train.jsonl.gz", "dev.jsonl.gz", "student.jsonl", "dev.jsonl",
     "evaluation.json",
@@ -44,7 +46,6 @@ def forget_in_report(path: Path, ids: Iterable[str]) -> int:
     page = path.read_bytes()
     count = sum(match[1] in gone for match in _ROW.finditer(page))
     if count:
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(_ROW.sub(lambda m: b"" if m[1] in gone else m[0], page))
-        part.replace(path)
+        with new_file(path) as new:
+            new.write_bytes(_ROW.sub(lambda m: b"" if m[1] in gone else m[0], page))
     return count
