@@ -8,7 +8,9 @@ only; readers open their own.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -71,11 +73,13 @@ class SqliteStore(Repository):
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            db = _connect(path, busy_s)
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA foreign_keys=ON")
-            migrate(db, path)
+            with contextlib.ExitStack() as stack:
+                db = stack.enter_context(contextlib.closing(_connect(path, busy_s)))
+                _into_wal(db, busy_s)
+                db.execute("PRAGMA synchronous=FULL")
+                db.execute("PRAGMA foreign_keys=ON")
+                migrate(db, path)
+                stack.pop_all()
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{path}: cannot be opened: {error}") from error
         return cls(db, path)
@@ -215,3 +219,21 @@ class SqliteStore(Repository):
 
 def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=busy_s)
+
+
+def _into_wal(db: sqlite3.Connection, busy_s: float) -> None:
+    """Several who open a new file at once each want it alone for this, and SQLite refuses all but
+    one of them at once, where it would have to wait for one that waits for it.
+
+    Source: sqlite.org/c3ref/busy_handler.html.
+    """
+    until = time.monotonic() + busy_s
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return

@@ -74,14 +74,13 @@ from unittest import mock
 import numpy as np
 from safetensors.torch import load_file
 
-from distill import train
-from distill.memory import Passes
+from distill import memory, train
 from router.rows import read_rows
 
 data, base, out, at_once, again = sys.argv[1:]
 settings = train.TrainSettings(epochs=1.0, batch_size=4)
-found = Passes(int(at_once), 4 // int(at_once), again == "again")
-with mock.patch.object(train, "passes", lambda batch, shape, free: found):
+found = memory.Passes(int(at_once), 4 // int(at_once), again == "again")
+with mock.patch.object(memory, "passes", lambda batch, shape, free: found):
     told = train.train_student("t@v1", read_rows(Path(data)), Path(base), Path(out), settings)
 learned = load_file(Path(out) / "adapter_model.safetensors")
 up = [learned[key].float().numpy().ravel() for key in sorted(learned) if "lora_B" in key]

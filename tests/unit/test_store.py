@@ -175,6 +175,31 @@ def test_an_older_gateway_goes_on_over_a_file_that_a_newer_one_upgraded(tmp_path
     old.close()
 
 
+def test_a_new_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    """A gateway and a nightly process that start together. Without its retry one of eight failed
+    in 6 of 150 such rounds."""
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(40):
+            path = tmp_path / f"{n}.db"
+            together = threading.Barrier(8)
+
+            def opened(path: Path = path, together: threading.Barrier = together) -> None:
+                together.wait()
+                SqliteStore.open(path).close()
+
+            for done in [pool.submit(opened) for _ in range(8)]:
+                done.result()
+
+
+def test_a_file_that_another_holds_is_given_up_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE t (x)")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StoreError, match="cannot be opened: database is locked"):
+            SqliteStore.open(path, busy_s=0.1)
+
+
 def test_a_reader_beside_a_waiting_writer_stops_nobody(tmp_path: Path) -> None:
     """Three threads: one is about to commit, one waits for that on a shared connection, one reads
     on the same connection. Seen as a gateway that stood still for its whole busy timeout."""
