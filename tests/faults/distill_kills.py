@@ -18,6 +18,7 @@ from typing import Any
 
 from distill.classifier import load_classifier
 from distill.digest import file_sha256
+from distill.runner import STAGES
 from gateway.store.ledger import RunState
 from gateway.store.place import Place
 from gateway.store.records import Exchange
@@ -26,8 +27,8 @@ from router.artefact import load_artefact
 from tests.fakes.rig import ROOT, encoders
 from tests.fakes.traffic import TASK, config_file, fill
 
-LONGEST_S = 6.0
-"""About what a run takes: kills come at any time of it."""
+WITHIN_S = 0.4
+"""A kill comes at any time from a stage's beginning on; short ones may be over by then."""
 END_S = 240.0
 
 
@@ -54,17 +55,22 @@ def start(config: Path) -> subprocess.Popen[bytes]:
 def killed_until_it_ends(
     folder: Path, student: str, rows: Sequence[Exchange], kills: int, seed: int
 ) -> Killed:
-    """Fill a store, run, kill at random moments, look after each kill, and let it end."""
+    """Fill a store, run, kill in stages that are drawn of those to come, look after each kill, and
+    let it end."""
     folder.mkdir(parents=True)
     place, config, rng = fill(folder, rows), config_file(folder, student), random.Random(seed)
     found = Killed()
     while sum(found.kills.values()) < kills:
+        drawn = rng.choice([None, *_to_come(place)])
+        began = time.time()
         process = start(config)
+        if drawn is not None:
+            _arrive(process, place, drawn, began)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(0.8, LONGEST_S))
+            process.wait(rng.uniform(0.0, WITHIN_S if drawn else 2.0))
         if process.poll() is not None:  # it was faster than its end
             break
-        stage = stage_of(place)
+        stage = stage_of(place, began)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         found.kills[stage or "start"] += 1
@@ -77,6 +83,22 @@ def killed_until_it_ends(
     return found
 
 
+def _to_come(place: Place) -> list[str]:
+    """The stages that the run has before it, the one that it was killed in included."""
+    names, now = list(STAGES), stage_of(place, 0.0)
+    return names[names.index(now) if now else 0 :]
+
+
+def _arrive(process: subprocess.Popen[bytes], place: Place, stage: str, began: float) -> None:
+    """Wait until the process is in that stage, or past it, or over."""
+    names, until = list(STAGES), time.monotonic() + END_S
+    while process.poll() is None and time.monotonic() < until:
+        now = stage_of(place, began)
+        if now is not None and names.index(now) >= names.index(stage):
+            return
+        time.sleep(0.02)
+
+
 def ended(process: subprocess.Popen[bytes], config: Path) -> dict[str, Any]:
     """What a run said at its end."""
     code = process.wait(END_S)
@@ -86,12 +108,13 @@ def ended(process: subprocess.Popen[bytes], config: Path) -> dict[str, Any]:
     return result
 
 
-def stage_of(place: Place) -> str | None:
-    """The stage that the open run is in."""
+def stage_of(place: Place, began: float) -> str | None:
+    """The latest stage of the open run, if it began since then (Unix seconds)."""
     with contextlib.closing(place.ledger()) as ledger:
         runs = ledger.runs(TASK, 1)
         stages = ledger.stages(runs[0].id) if runs and runs[0].state is RunState.RUNNING else []
-    return stages[-1].name if stages else None
+    begun = [stage.name for stage in stages if stage.started_at >= began]
+    return begun[-1] if begun else None
 
 
 def check(place: Place, folder: Path) -> None:
