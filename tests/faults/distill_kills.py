@@ -29,6 +29,8 @@ from tests.fakes.traffic import TASK, config_file, fill
 
 WITHIN_S = 0.4
 """A kill comes at any time from a stage's beginning on; short ones may be over by then."""
+NEXT = 3
+"""The stages to die in next are these: a run is killed about ten times before its end."""
 END_S = 240.0
 
 
@@ -37,7 +39,7 @@ class Killed:
     """What a run that was killed so often came to."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    outcome: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -60,8 +62,8 @@ def killed_until_it_ends(
     folder.mkdir(parents=True)
     place, config, rng = fill(folder, rows), config_file(folder, student), random.Random(seed)
     found = Killed()
-    while sum(found.kills.values()) < kills:
-        drawn = rng.choice([None, *_to_come(place)])
+    while sum(found.kills.values()) < kills and not _over(place):
+        drawn = rng.choice([None, *_to_come(place)[:NEXT]])
         began = time.time()
         process = start(config)
         if drawn is not None:
@@ -69,18 +71,27 @@ def killed_until_it_ends(
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(rng.uniform(0.0, WITHIN_S if drawn else 2.0))
         if process.poll() is not None:  # it was faster than its end
+            assert process.poll() == 0, config.with_name("run.out").read_text()
             break
         stage = stage_of(place, began)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        found.kills[stage or "start"] += 1
+        found.kills[stage or ("end" if _over(place) else "start")] += 1
         check(place, folder)
-    else:
-        process = start(config)
-    found.outcome = ended(process, config)
+    if not _over(place):
+        ended(start(config), config)
+    with contextlib.closing(place.ledger()) as ledger:
+        (run,) = ledger.runs(TASK)
+    found.reason = run.reason
     check(place, folder)
     found.facts = facts(place, folder)
     return found
+
+
+def _over(place: Place) -> bool:
+    """Whether the run has ended, though its process may not have."""
+    with contextlib.closing(place.ledger()) as ledger:
+        return any(run.state is not RunState.RUNNING for run in ledger.runs(TASK))
 
 
 def _to_come(place: Place) -> list[str]:

@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same_end(
     place = fill(folder, [])
     assert found.facts == facts(place, folder)
     assert found.facts["left_over"] == []
-    assert found.outcome["reason"] == said["reason"]
+    assert found.reason == said["reason"]
 
 
 def test_two_never_run_at_once(student: str, tmp_path: Path) -> None:
