@@ -22,12 +22,13 @@ from distill.plots import stacked_days
 from gateway.config_file import environment, load_config, place_of
 from gateway.errors import ConfigError, StoreError
 from gateway.store.audits import Event
-from gateway.store.ledger import DAY_S, Run, RunState
+from gateway.store.ledger import DAY_S, Ledger, Run, RunState
 from gateway.store.place import Place
 from gateway.store.students import Version
 from gateway.store.usage import Use
-from gateway.task_settings import Task
+from gateway.task_settings import Risk, Task
 from gateway.terminal import ConfigFile, fail, since_time
+from router.certify import rows_without_error
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 MAX_DAYS = 366
@@ -179,7 +180,7 @@ def look(place: Place, task: Task, since: float, until: float) -> Overview:
             [e for e in audits.events(name, EVENTS) if e.at >= since],
             runs,
             versions,
-            _learned(task, runs),
+            _learned(task, runs, ledger),
             sum(stage.cost_usd for run in runs for stage in ledger.stages(run.id)),
         )  # fmt: skip
 
@@ -191,7 +192,7 @@ def _days(since: float, until: float) -> Iterator[tuple[float, float]]:
         day += DAY_S
 
 
-def _learned(task: Task, runs: Sequence[Run]) -> list[Slice]:
+def _learned(task: Task, runs: Sequence[Run], ledger: Ledger) -> list[Slice]:
     """Parts of the traffic in which the latest promoted student beats the one before it, by the
     run's own test rows; a run whose files are gone tells nothing."""
     for run in runs:
@@ -202,10 +203,9 @@ def _learned(task: Task, runs: Sequence[Run]) -> list[Slice]:
             found = json.loads(path.read_bytes())
         except (OSError, ValueError):
             continue
-        before = found["incumbent"]["agrees"]
-        if not before:
-            continue
-        (said, *_) = found["candidates"].values()
+        before, said = found["incumbent"]["agrees"], found["candidates"].get(_promoted(ledger, run))
+        if not before or said is None:
+            return []
         groups: dict[str, list[int]] = {}
         for number, row in enumerate(found["rows"]):
             groups.setdefault(row["slice"], []).append(number)
@@ -218,26 +218,26 @@ def _learned(task: Task, runs: Sequence[Run]) -> list[Slice]:
     return []
 
 
+def _promoted(ledger: Ledger, run: Run) -> str | None:
+    stages = {stage.name: stage.outputs or {} for stage in ledger.stages(run.id)}
+    student: str | None = stages.get("promote", {}).get("student")
+    return student
+
+
 def _share(agrees: Sequence[bool], members: Sequence[int]) -> float:
     return sum(agrees[i] for i in members) / len(members)
 
 
 def _summary(found: Overview) -> list[tuple[str, str]]:
     """What there is to say in a line each."""
-    use, alpha = found.use, found.task.risk.alpha
-    audit = "nothing was audited"
-    if use.agreement is not None:
-        audit = (
-            f"{percent(use.agreement)} of {use.labels} audited answers of the student agreed with "
-            f"the teacher; the budget asks for {percent(1 - alpha)}"
-        )
+    use = found.use
     rows = [
         ("requests", str(use.total)),
         ("answered by the student", f"{use.by_student} ({percent(found.served)})"),
         ("teacher", f"{money(use.teacher_usd)} USD"),
         ("saved by the student", f"{money(found.avoided_usd)} USD"),
         ("spent on nights", f"{money(found.night_usd)} USD"),
-        ("promise", audit),
+        ("promise", _promise(use, found.task.risk)),
     ]
     took = [f"{by} {ms:.0f} ms" for by, ms in found.median_ms.items() if ms is not None]
     if took:
@@ -246,6 +246,17 @@ def _summary(found: Overview) -> list[tuple[str, str]]:
         said = ", ".join(f"{count} {state}" for state, count in found.feedback.items())
         rows.append(("feedback", said))
     return rows
+
+
+def _promise(use: Use, budget: Risk) -> str:
+    if use.agreement is None:
+        return "nothing was audited"
+    enough = rows_without_error(budget.alpha, budget.delta)
+    doubt = "" if use.labels >= enough else f" (fewer than {enough} prove nothing)"
+    return (
+        f"{percent(use.agreement)} of {use.labels} audited answers of the student agreed with the "
+        f"teacher{doubt}; the budget asks for {percent(1 - budget.alpha)}"
+    )
 
 
 def _terminal(found: Overview) -> Table:

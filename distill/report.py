@@ -10,9 +10,9 @@ from typing import Any
 
 from distill import plots
 from distill.deciding import mcnemar
+from distill.evaluating import BASE
 from distill.html import money, page, percent, table
 from distill.night import Night
-from distill.stages import BASE
 from gateway.store.ledger import Stage
 from gateway.store.students import Version
 
@@ -121,7 +121,7 @@ def _slices(found: Mapping[str, Any]) -> str:
     rows, before = found["rows"], found["incumbent"]["agrees"]
     name, said = next(iter(found["candidates"].items()))
     groups: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows[: len(said["agrees"])]):
         groups.setdefault(row["slice"], []).append(number)
     if not groups:
         return ""
@@ -242,7 +242,10 @@ def _stages(stages: Iterable[Stage]) -> str:
 def _card(night: Night, version: Version, state: str, reason: str) -> None:
     """A model card (Mitchell et al., Model Cards for Model Reporting, 2019)."""
     task, curated = night.job.task, night.outputs.get("curate", {})
-    agreement = night.outputs.get("evaluate", {}).get("agreement", {}).get(version.name)
+    evaluate = night.outputs.get("evaluate", {})
+    agreement = evaluate.get("agreement", {}).get(version.name)
+    asked, rows = evaluate.get("asked", {}).get(version.name), evaluate.get("test_rows")
+    traffic = "all" if asked == rows else f"the first {asked} of {rows} rows of"
     certificate = night.outputs.get("recalibrate", {})
     certified = certificate.get("certificate") if certificate.get("student") == version.name else {}
     lines = [
@@ -256,7 +259,7 @@ def _card(night: Night, version: Version, state: str, reason: str) -> None:
         f"- Trained on {curated.get('rows')} answers of the teacher `{task.teacher.model}` and of "
         f"people, training set {version.data_sha256[:16]}; personal data replaced by surrogates "
         f"under the rules {night.job.config()['redact']}",
-        f"- Agreement with the teacher on all test traffic: {percent(agreement)}",
+        f"- Agreement with the teacher on {traffic} test traffic: {percent(agreement)}",
         f"- Certificate: {_certified(certified or {})}",
         "- Limits: certified for traffic like its calibration draws; outside of it the gateway "
         "asks the teacher. An end user who is forgotten later stays in the weights until the next "

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill import stages, verdicts
+from distill.evaluating import evaluate_stage
 from distill.executor import executor_of
 from distill.job import Job, code_version
 from distill.night import Cancelled, Ended, LeaseLost, Night
@@ -34,7 +35,7 @@ STAGES: Mapping[str, Stage] = {
     "curate": stages.curate_stage,
     "train": stages.train_stage,
     "load": stages.load_stage,
-    "evaluate": stages.evaluate_stage,
+    "evaluate": evaluate_stage,
     "gate": verdicts.gate_stage,
     "recalibrate": verdicts.recalibrate_stage,
     "promote": verdicts.promote_stage,

@@ -1,4 +1,4 @@
-"""The stages of a run before its decision: collect, split, curate, train, load, evaluate.
+"""The stages of a run that make a candidate: collect, split, curate, train, load.
 
 Each is idempotent: done again, it gives the same, since what decides it is fixed by the stages
 before. It returns small facts for the ledger and leaves the rest in files.
@@ -6,10 +6,8 @@ before. It returns small facts for the ledger and leaves the rest in files.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -17,7 +15,6 @@ from typing import Any
 
 from distill.answers import StudentEndpoint
 from distill.asking import AnswerCache, answered
-from distill.calibrating import Material, fit_judge, scores
 from distill.classifier import labels_of
 from distill.collecting import collect, relabelled, teacher_changed_at
 from distill.curating import curate
@@ -25,28 +22,17 @@ from distill.digest import file_sha256
 from distill.examples import Example, rows_json, write_examples
 from distill.executor import ExecutorError, LocalExecutor
 from distill.judging import judged
-from distill.measuring import Speed, measured
 from distill.night import Ended, Night
 from distill.relabelling import relabel
-from distill.replicas import ReplicaError, base_of, load_everywhere
+from distill.replicas import ReplicaError, load_everywhere
 from distill.splitting import MEASURES, Split, Splitting, split
 from distill.training import TrainingFailed, train, train_elsewhere, version_sha256
 from gateway.store.probes import all_runs
 from gateway.store.samples import Sample
 from gateway.store.students import Kind, Plan, Version
-from router.agreement import row_comparator
-from router.closed import closed_slice
-from router.errors import FitError
-from router.judge import Judge
 from router.rows import Row, write_rows
 
 Facts = dict[str, Any]
-BASE = "base"
-"""Who has no version: the model that adapters are trained on."""
-BASE_ROWS = 100
-"""Test rows that the base model is asked about: it answers at length, and only to compare."""
-TOLD_SLICES = 20
-"""Slices whose agreement becomes a metric; the report has all of them."""
 
 
 def collect_stage(night: Night) -> Facts:
@@ -195,125 +181,48 @@ def load_stage(night: Night) -> Facts:
     return {"ready": ready, "failed": failed}
 
 
-def evaluate_stage(night: Night) -> Facts:
-    """Candidates and incumbent on the same test items, and whom a fixed rule would serve."""
-    examples, places = night.examples("examples.jsonl.gz"), placed(night)
-    test = places.of(Split.TEST, examples)
-    agree = row_comparator(night.job.task.risk.comparator, night.job.encoders())
-    incumbent = night.incumbent()
-    said: dict[str, list[Row]] = {}
-    names = list(night.outputs["load"]["ready"])
-    if incumbent is not None:
-        names.append(incumbent.name)
-    for name in names:
-        night.job.say(f"asking {name} about {len(test)} test prompts")
-        said[name] = asked(night, night.version(name), [e.row for e in test])
-    base = _base_said(night, [e.row for e in test[:BASE_ROWS]])
-    if base is not None:
-        said[BASE] = base
-    agrees = {name: [agree(row) for row in rows] for name, rows in said.items()}
-    tau, before = _rule_of(incumbent, night)
-    slices = closed_slice([e.completion for e in examples])
-    found: dict[str, Any] = {"tau": tau, "rows": [], "candidates": {}}
-    for name in night.outputs["load"]["ready"]:
-        rule = _trial_judge(night, night.version(name), examples, places)
-        found["candidates"][name] = {
-            "agrees": agrees[name],
-            "scores": scores(rule, said[name]) if rule is not None else None,
-        }
-    found["base"] = agrees.get(BASE)
-    found["tokens"] = {name: _tokens(rows) for name, rows in said.items()}
-    old = said[incumbent.name] if incumbent is not None else []
-    found["incumbent"] = {
-        "name": incumbent.name if incumbent else None,
-        "agrees": agrees[incumbent.name] if incumbent is not None else [],
-        "scores": scores(before, old) if before is not None else None,
-    }
-    speeds = {n: _speed(night, night.version(n), said[n]) for n in night.outputs["load"]["ready"]}
-    for number, example in enumerate(test):
-        row = {
-            "id": example.id,
-            "slice": slices(example.completion),
-            "regression": places.samples[example.id].failed is not None,
-            "teacher": example.completion,
-            "answers": {n: _text(rows[number]) for n, rows in said.items() if n != BASE},
-        }
-        found["rows"].append(row)
-    parts = [row["slice"] for row in found["rows"]]
-    return {
-        "test_rows": len(test),
-        "agreement": {n: _share(shares) for n, shares in agrees.items()},
-        "slices": {n: by_slice(parts, s) for n, s in agrees.items() if n != BASE},
-        "tau": tau,
-        "speed": speeds,
-        "files": {"evaluation.json": night.write_json("evaluation.json", found)},
-    }
-
-
-def _base_said(night: Night, rows: Sequence[Row]) -> list[Row] | None:
-    """The answers of the base model, where a candidate is an adapter on one: what the training was
-    worth. A run does not end for want of them."""
-    ready = night.outputs["load"]["ready"]
-    lora = next((name for name in ready if night.version(name).kind is Kind.LORA), None)
-    if lora is None:
-        return None
-    try:
-        name = base_of(ready[lora][0])
-        if name is None:
-            return None
-        pinned = json.loads((night.version(lora).folder / "manifest.json").read_bytes())["base"]
-        digest = hashlib.sha256(json.dumps(pinned, sort_keys=True).encode()).hexdigest()
-        cache = AnswerCache(night.job.folder / "answers" / f"base-{digest[:32]}.jsonl")
-        endpoint = StudentEndpoint(ready[lora][0], name, night.job.task.distill.max_tokens)
-        night.job.say(f"asking the base model {name} about {len(rows)} test prompts")
-        bare = [replace(row, student=None) for row in rows]
-        return judged(night, answered(bare, [endpoint], cache, night.beat, night.executor))
-    except (ReplicaError, FitError, OSError, KeyError) as error:
-        night.job.say(f"the base model was not measured: {error}")
-        return None
-
-
-def by_slice(names: Sequence[str], agrees: Sequence[bool]) -> dict[str, float]:
-    """Agreement within each of the largest slices."""
-    counts = Counter(names)
-    right = Counter(name for name, agreed in zip(names, agrees, strict=True) if agreed)
-    return {name: round(right[name] / count, 4) for name, count in counts.most_common(TOLD_SLICES)}
-
-
-def _tokens(rows: Sequence[Row]) -> float | None:
-    """Mean length of the answers, in tokens."""
-    lengths = [len(row.student.tokens) for row in rows if row.student is not None]
-    return round(sum(lengths) / len(lengths), 2) if lengths else None
-
-
-def _speed(night: Night, version: Version, rows: Sequence[Row]) -> dict[str, float] | None:
-    """What an answer costs and takes, at eight requests at once."""
-    urls = night.outputs["load"]["ready"][version.name]
-    found: Speed | None = measured(night.job.endpoints(version, urls[:1])[0], rows)
-    return found.to_json(night.job.price_per_hour(version.kind)) if found is not None else None
-
-
 def placed(night: Night) -> Splitting:
     """What the split stage gave."""
     samples = {id_: Sample(id_, *values) for id_, values in night.read_json("split.json").items()}
     return Splitting(samples, [], {})
 
 
-def asked(night: Night, version: Version, rows: Sequence[Row]) -> list[Row]:
-    """The rows with a version's answers; each prompt is asked about once per weights.
+class Asking:
+    """A version that rows are asked of; each prompt is asked about once per weights. It is loaded
+    for the first prompt that is not known."""
 
-    Raises:
-        MoneySpent: the judge comparator's questions cost more than is left of today's money.
-        ReplicaError: no replica has the version.
-        FitError: replicas fail while they are asked.
-    """
-    cache = AnswerCache(night.job.folder / "answers" / f"{version.sha256}.jsonl")
-    bare = [replace(row, student=None) for row in rows]
-    if all(cache.get(row) is not None for row in bare):
-        return judged(night, [replace(row, student=cache.get(row)) for row in bare])
-    loaded = load_everywhere(night.job.urls(version.kind), version.name, version.folder)
-    endpoints = night.job.endpoints(version, loaded.ready)
-    return judged(night, answered(bare, endpoints, cache, night.beat, night.executor))
+    def __init__(self, night: Night, version: Version) -> None:
+        self._night = night
+        self._version = version
+        self._cache = AnswerCache(night.job.folder / "answers" / f"{version.sha256}.jsonl")
+        self._endpoints: list[StudentEndpoint] | None = None
+
+    def about(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows with the version's answers.
+
+        Raises:
+            MoneySpent: the judge comparator's questions cost more than is left of today's money.
+            ReplicaError: no replica has the version.
+            FitError: replicas fail while they are asked.
+        """
+        night, cache = self._night, self._cache
+        known = [replace(row, student=cache.get(row)) for row in rows]
+        if all(row.student is not None for row in known):
+            return judged(night, known)
+        found = answered(rows, self._loaded(), cache, night.beat, night.executor)
+        return judged(night, found)
+
+    def _loaded(self) -> list[StudentEndpoint]:
+        if self._endpoints is None:
+            job, version = self._night.job, self._version
+            loaded = load_everywhere(job.urls(version.kind), version.name, version.folder)
+            self._endpoints = job.endpoints(version, loaded.ready)
+        return self._endpoints
+
+
+def asked(night: Night, version: Version, rows: Sequence[Row]) -> list[Row]:
+    """The rows with a version's answers; see ``Asking.about``."""
+    return Asking(night, version).about(rows)
 
 
 def combine_rows(night: Night, examples: Sequence[Example], places: Splitting) -> list[Example]:
@@ -332,33 +241,3 @@ def trained_rows(night: Night, version: Version) -> list[Row]:
         return rows
     known = set(labels_of(rows))
     return [row for row in rows if row.completion in known]
-
-
-def _rule_of(incumbent: Version | None, night: Night) -> tuple[float, Judge | None]:
-    """The incumbent's certified threshold, which stays fixed for both; alpha before the first."""
-    if incumbent is None or incumbent.router is None:
-        return night.job.task.risk.alpha, None
-    judge = Judge.load(incumbent.router, night.job.encoders())
-    return judge.threshold or 0.0, judge
-
-
-def _trial_judge(
-    night: Night, version: Version, examples: Sequence[Example], places: Splitting
-) -> Judge | None:
-    """The candidate's judge without a certificate: what the fixed threshold is applied to."""
-    rows = combine_rows(night, examples, places)
-    if len(rows) < night.job.task.distill.min_test_rows:
-        return None
-    answers = asked(night, version, [e.row for e in rows])
-    material = Material(trained_rows(night, version), answers, answers)
-    out = night.path(f"trial-v{version.number}")
-    artefact = fit_judge(night.job, version, material, out, None, night.job.say)
-    return Judge(artefact, night.job.encoders())
-
-
-def _text(row: Row) -> str:
-    return row.student.text if row.student is not None else ""
-
-
-def _share(agrees: Sequence[bool]) -> float | None:
-    return round(sum(agrees) / len(agrees), 5) if agrees else None

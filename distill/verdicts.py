@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.calibrating import Material, at_best_rate, fit_judge, rows_wanted
-from distill.deciding import Decision, Item, decide, first
+from distill.deciding import Decision, Item, cut_short, decide, first
 from distill.night import Ended, Night
 from distill.replicas import unload_everywhere
 from distill.splitting import Split
@@ -29,7 +29,9 @@ def gate_stage(night: Night) -> Facts:
     decisions: dict[str, Decision] = {}
     for name, said in found["candidates"].items():
         items = _items(found, said)
-        if found["incumbent"]["name"] is None:
+        if said.get("refused") is not None:
+            decisions[name] = cut_short(items, said["refused"])
+        elif found["incumbent"]["name"] is None:
             decisions[name] = first(items, wanted.min_test_rows)
         else:
             decisions[name] = decide(
@@ -145,13 +147,15 @@ def watch_stage(night: Night) -> Facts:
 
 
 def _items(found: dict[str, Any], said: dict[str, Any]) -> list[Item]:
-    before, tau, never = found["incumbent"], found["tau"], [2.0] * len(found["rows"])
-    old = before["agrees"] or [False] * len(found["rows"])
+    """The test rows that the candidate was asked about."""
+    before, tau, count = found["incumbent"], found["tau"], len(said["agrees"])
+    never = [2.0] * count
+    old = before["agrees"] or [False] * count
     return [
         Item(row["slice"], agrees, was, row["regression"], score < tau, score_before < tau)
         for row, agrees, was, score, score_before in zip(
-            found["rows"], said["agrees"], old, said["scores"] or never,
-            before["scores"] or never, strict=True,
+            found["rows"][:count], said["agrees"], old[:count], said["scores"] or never,
+            (before["scores"] or never)[:count], strict=True,
         )
     ]  # fmt: skip
 

@@ -129,15 +129,18 @@ def export_parquet(store: Repository, which: Filter, out: Path, step: Callable[[
         import pyarrow.parquet as pq
     except ImportError as error:
         raise StoreError("Parquet needs pyarrow: pip install 'understudy[parquet]'") from error
-    part, rows = _beside(out, ".part"), 0
     schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _PARQUET.items()])
-    with store.snapshot(), pq.ParquetWriter(part, schema, compression="zstd") as writer:
+    rows = 0
+    with (
+        new_file(out) as part,
+        store.snapshot(),
+        pq.ParquetWriter(part, schema, compression="zstd") as writer,
+    ):
         for batch in batches(_corrected(store, which), SAVED_EVERY):
             table = [_flat(exchange, correction) for exchange, correction in batch]
             writer.write_batch(pa.RecordBatch.from_pylist(table, schema=schema))
             rows += len(batch)
             step(len(batch))
-    part.replace(out)
     return rows
 
 
@@ -239,9 +242,8 @@ def _beside(path: Path, suffix: str) -> Path:
 def _save(handle: Any, note: Path, mark: Mark) -> None:
     handle.flush()
     os.fsync(handle.fileno())
-    new = _beside(note, ".new")
-    new.write_bytes(orjson.dumps(asdict(mark)))
-    new.replace(note)
+    with new_file(note) as new:
+        new.write_bytes(orjson.dumps(asdict(mark)))
 
 
 def _mark(note: Path, asked: str) -> Mark | None:

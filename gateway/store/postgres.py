@@ -114,9 +114,6 @@ class PostgresDatabase:
             self._connection.close()
 
     def _connected(self) -> psycopg.Connection[Any]:
-        connection = self._connection
-        if connection is not None and not connection.closed:
-            return connection
         with self.turn:
             if self._connection is None or self._connection.closed:
                 self._connection = self._connect()

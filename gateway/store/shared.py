@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from gateway.store.database import Database
 from gateway.store.repository import Repository
@@ -33,12 +34,10 @@ class SharedTables:
         except self._store.errors as error:
             raise self._store.error(error) from error
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """Everything within happens or nothing does, alone among writers.
 
         Raises:
             StoreError: the store cannot be read or written; nothing happened.
         """
-        with self._store.transaction():
-            yield
+        return self._store.transaction()

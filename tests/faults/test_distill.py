@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from distill import runner
+from distill.asking import AT_ONCE
 from distill.distill_commands import app
 from distill.job import load_job
 from distill.replicas import unload_everywhere
@@ -156,6 +157,19 @@ def test_a_worse_candidate_is_refused_and_the_incumbent_stays(student: str, tmp_
     assert (row.live, first.state, second.state) == (
         first.name, VersionState.READY, VersionState.REFUSED,
     )  # fmt: skip
+    # It was asked for as long as it could still pass: not about every test row, nor about
+    # anything else.
+    with contextlib.closing(place.ledger()) as ledger:
+        run = ledger.runs(TASK)[0]
+        evaluate = next(s.outputs for s in ledger.stages(run.id) if s.name == "evaluate")
+    assert evaluate is not None
+    folder = load_job(path, TASK, print).folder
+    assert evaluate["asked"] == {second.name: AT_ONCE}
+    assert second.name not in evaluate["speed"]
+    page = (folder / "runs" / run.id / "report.html").read_text()
+    assert f"agreement on the first {AT_ONCE} of {evaluate['test_rows']} test rows" in page
+    card = (folder / "cards" / "v2.md").read_text()
+    assert f"first {AT_ONCE} of {evaluate['test_rows']} rows of test traffic" in card
     # Its failures are the regression set of later runs.
     with contextlib.closing(place.samples()) as samples:
         assert any(s.failed == first.name for s in samples.of_task(TASK).values())

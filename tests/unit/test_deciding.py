@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from distill.deciding import Decision, Item, compared, decide, first
+from distill.deciding import Decision, Item, compared, cut_short, decide, first, hopeless
 
 
 def items(
@@ -97,3 +99,36 @@ def test_the_bound_holds_as_often_as_it_says() -> None:
         passed += compared(worse, 0.01).lower > -0.01
     assert 0.02 < above / 1500 < 0.075
     assert passed / 1500 < 0.075
+
+
+pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=50, max_size=300)
+
+
+@given(pairs, st.integers(1, 299), st.sampled_from([0.0, 0.01, 0.05]))
+def test_who_is_asked_no_further_would_have_been_refused(
+    both: list[tuple[bool, bool]], asked: int, margin: float
+) -> None:
+    agrees = [candidate for candidate, _ in both[:asked]]
+    if hopeless(agrees, [was for _, was in both], margin) is None:
+        return
+    whole = decide([Item("all", c, i) for c, i in both], margin, 0.05, 50, 0.02)
+    assert not whole.passed
+    assert whole.reason.startswith("overall: ")
+
+
+def test_a_broken_candidate_is_seen_in_its_first_answers() -> None:
+    was = [True] * 290 + [False] * 10
+    assert hopeless([False] * 4, was, 0.01) is None
+    why = hopeless([False] * 20, was, 0.01)
+    assert why is not None
+    assert why.startswith("agreement on the first 20 of 300 test rows 0.0%, incumbent 100.0%; if")
+    found = cut_short([Item("all", False, True)] * 20, why)
+    assert not found.passed
+    assert found.reason == f"overall: {why}"
+    assert found.overall is not None
+    assert (found.overall.rows, found.overall.candidate) == (20, 0.0)
+
+
+def test_as_good_a_candidate_is_asked_to_the_end() -> None:
+    was = [True, True, True, False] * 75
+    assert all(hopeless(was[:n], was, 0.01) is None for n in range(1, 300))

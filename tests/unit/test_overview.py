@@ -94,6 +94,8 @@ def test_what_a_promotion_taught_is_told(tmp_path: Path) -> None:
     filled(place)
     with closing(place.ledger()) as ledger:
         run = ledger.start(TASK, "cron", {}, "code", NOW - 20)
+        ledger.begin_stage(run, "promote", {}, NOW - 15)
+        ledger.end_stage(run, "promote", {"student": "v3"}, NOW - 12)
         ledger.end(run, RunState.PROMOTED, "better", NOW - 10)
     task = load_config(config_file(tmp_path, "http://127.0.0.1:9/v1")).tasks[0]
     folder = task.distill.folder / TASK / "runs" / run.id
@@ -101,7 +103,7 @@ def test_what_a_promotion_taught_is_told(tmp_path: Path) -> None:
     (folder / "evaluation.json").write_text(json.dumps({
         "rows": [{"slice": "card"}, {"slice": "card"}, {"slice": "apr"}],
         "incumbent": {"agrees": [True, False, True]},
-        "candidates": {"v2": {"agrees": [True, True, False]}},
+        "candidates": {"v2": {"agrees": [False]}, "v3": {"agrees": [True, True, False]}},
     }))  # fmt: skip
     (learned,) = look(place, task, NOW - DAY_S, NOW + 1).facts()["learned"]
     assert learned == {"slice": "card", "rows": 2, "before": 0.5, "after": 1.0}
@@ -124,6 +126,7 @@ def test_the_command_writes_a_page_a_table_and_json(tmp_path: Path) -> None:
     assert run(app, ["--config", str(config), "--html"]).output.startswith("<!doctype html>")
     assert page.count("<svg") == 1
     assert "75.0% of 4 audited answers" in page
+    assert "fewer than 59 prove nothing" in page
     assert "worse on 3 rows" in page
     assert "<script" not in page
     assert not re.search(r"(src|href|url)\W+http", page)  # nothing is fetched
