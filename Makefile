@@ -101,7 +101,7 @@ judge: .venv/.ready  ## Fit the demo's judge from shipped rows and student answe
 	  --alpha 0.02 --student-model banking-intents@v1 --student-manifest $(DEMO)/student/v1/manifest.json \
 	  --out var/router/v1
 
-nights: $(BASE)/understudy-base.json  ## A simulated fortnight of distillation, mishaps included (about 40 minutes; CLASSIFIER=1 without the language model)
+nights: $(BASE)/understudy-base.json  ## A simulated fortnight of distillation, mishaps included (about 50 minutes; CLASSIFIER=1 without the language model)
 	@mkdir -p var
 	$(BIN)/python -m deploy.nights $(if $(CLASSIFIER),--classifier) > var/nights.json
 
