@@ -205,7 +205,7 @@ def _learned(task: Task, runs: Sequence[Run], ledger: Ledger) -> list[Slice]:
             continue
         before, said = found["incumbent"]["agrees"], found["candidates"].get(_promoted(ledger, run))
         if not before or said is None:
-            return []
+            continue
         groups: dict[str, list[int]] = {}
         for number, row in enumerate(found["rows"]):
             groups.setdefault(row["slice"], []).append(number)

@@ -107,6 +107,15 @@ def test_what_a_promotion_taught_is_told(tmp_path: Path) -> None:
     }))  # fmt: skip
     (learned,) = look(place, task, NOW - DAY_S, NOW + 1).facts()["learned"]
     assert learned == {"slice": "card", "rows": 2, "before": 0.5, "after": 1.0}
+    # A later run that measured against nobody hides nothing of it.
+    with closing(place.ledger()) as ledger:
+        later = ledger.start(TASK, "cron", {}, "code", NOW - 9)
+        ledger.end(later, RunState.PROMOTED, "the first again", NOW - 8)
+    (folder.parent / later.id).mkdir()
+    (folder.parent / later.id / "evaluation.json").write_text(
+        json.dumps({"rows": [], "incumbent": {"agrees": []}, "candidates": {}})
+    )
+    assert look(place, task, NOW - DAY_S, NOW + 1).facts()["learned"] == [learned]
 
 
 def test_the_command_writes_a_page_a_table_and_json(tmp_path: Path) -> None:
