@@ -112,22 +112,24 @@ class Books:
 
     async def whole(self, turn: Turn, body: dict[str, Any]) -> Reply:
         """Commit a whole answer, then hand it out."""
-        captured = await self.commit(turn, body)
+        raw = orjson.dumps(body)
+        captured = await self.commit(turn, body, raw)
         if captured is Captured.NO and turn.strict:
             raise not_stored(turn.task.name)
         if turn.wishes.explain:
-            body = {**body, "understudy": turn.explanation(captured)}
+            raw = orjson.dumps({**body, "understudy": turn.explanation(captured)})
         self.count(turn, 200)
-        return Reply(200, turn.headers(captured), orjson.dumps(body))
+        return Reply(200, turn.headers(captured), raw)
 
     def streamed(self, turn: Turn, body: AsyncGenerator[bytes]) -> Reply:
         """A reply whose end is still to be committed."""
         return Reply(200, {"cache-control": "no-cache", **turn.headers("pending")}, body)
 
-    async def commit(self, turn: Turn, body: Mapping[str, Any]) -> Captured:
-        """Put a complete exchange on disk, or say that it is not there."""
+    async def commit(self, turn: Turn, body: Mapping[str, Any], raw: bytes = b"") -> Captured:
+        """Put a complete exchange on disk, or say that it is not there. ``raw`` is the body as
+        JSON, where it is known."""
         started = time.perf_counter()
-        stored = await self.keep(turn, 200, Status.COMPLETE, body)
+        stored = await self.keep(turn, 200, Status.COMPLETE, body, raw=raw)
         self.spent(turn, "capture", started)
         turn.complete = True
         if turn.drawn:
@@ -162,11 +164,12 @@ class Books:
         how: Status,
         answer: Mapping[str, Any] | None,
         error: str | None = None,
+        raw: bytes = b"",
     ) -> Captured:
         """Hand the turn's exchange to the store, and with it what it counts for if the answer
         goes out with this status."""
         turn.finished = True
-        exchange = turn.exchange(how, answer, monotonic(), error=error)
+        exchange = turn.exchange(how, answer, monotonic(), error, raw)
         try:
             return await self.capture.put(exchange, self._counts(turn, status))
         except asyncio.CancelledError:  # it is stored all the same, and so it is counted

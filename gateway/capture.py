@@ -1,8 +1,9 @@
 """The capture promise: an answer's end goes out only after its exchange is committed.
 
 One writer thread per process takes whatever waits and commits it together (group commit), so
-that the cost of one fsync is shared by every answer that ends meanwhile. An answer waits for its
-commit no longer than ``outbox.commit_timeout_s``; then it goes out marked.
+that the cost of one fsync is shared by every answer that ends meanwhile. It is handed one batch at
+a time: waking a thread costs both threads more than the work that it is woken for. An answer waits
+for its commit no longer than ``outbox.commit_timeout_s``; then it goes out marked.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gateway.settings import Outbox
 from gateway.store.records import Captured, Draw, Exchange
 from gateway.store.sqlite import SqliteStore
 from gateway.totals import Counts
-from gateway.writer import Job, Level, Writer, count_lost
+from gateway.writer import MAX_BATCH, Job, Level, Writer, count_lost
 
 QUEUE_RECORDS = 10_000
 """More only wait where the writer is stuck in the kernel; they are not stored."""
@@ -31,11 +32,14 @@ class Capture:
         self._loop = asyncio.get_running_loop()
         self._outbox = outbox
         self._metrics = metrics
-        self._writer = Writer(store, outbox, metrics, self._loop)
+        self._writer = Writer(store, outbox, metrics, self._loop, self._dealt_with)
         self._thread = threading.Thread(target=self._writer.run, name="capture", daemon=True)
         self._waiting: deque[tuple[float, asyncio.Future[Captured]]] = deque()
         self._expiry: asyncio.TimerHandle | None = None
         self._closed = False
+        self._next: list[Job] = []
+        self._in_hand = 0
+        """Jobs that the writer has and has not dealt with."""
 
     def start(self) -> None:
         """Start the writer."""
@@ -44,6 +48,9 @@ class Capture:
     async def close(self) -> None:
         """Commit everything that waits, then stop."""
         self._closed = True
+        if self._next:
+            self._writer.queue.put(self._next)
+            self._next = []
         self._writer.queue.put(None)
         await asyncio.to_thread(self._thread.join)
         if self._expiry is not None:
@@ -54,6 +61,11 @@ class Capture:
         """Whether an exchange that ends now would not be stored."""
         return self._closed or self._writer.level is Level.REFUSING
 
+    @property
+    def queued(self) -> int:
+        """Exchanges that wait for their commit."""
+        return self._in_hand + len(self._next)
+
     async def put(self, exchange: Exchange, counts: Counts = ()) -> Captured:
         """Commit one exchange: on disk when this returns, or marked as not. ``counts`` go to the
         store's totals with it, or by themselves if it is lost."""
@@ -62,7 +74,7 @@ class Capture:
     def put_soon(self, exchange: Exchange, counts: Counts = ()) -> None:
         """Commit without waiting: for answers whose end nobody received."""
         if not self._closed:
-            self._writer.queue.put(Job(exchange, counts=counts))
+            self._hand(Job(exchange, counts=counts))
 
     async def finish_draw(self, exchange_id: str, draw: Draw, now: float) -> bool:
         """Commit the second half of a draw."""
@@ -76,8 +88,7 @@ class Capture:
         return await self._submit(Job(write=write)) is Captured.YES
 
     async def _submit(self, job: Job) -> Captured:
-        queue = self._writer.queue
-        if self._closed or queue.qsize() >= QUEUE_RECORDS:
+        if self._closed or self.queued >= QUEUE_RECORDS:
             count_lost(self._metrics, [job])
             return Captured.NO
         job.waiting = self._loop.create_future()
@@ -85,9 +96,25 @@ class Capture:
         self._waiting.append((deadline, job.waiting))
         if self._expiry is None:
             self._expiry = self._loop.call_later(EXPIRE_EVERY_S, self._expire)
-        queue.put(job)
-        self._metrics.queue.set(queue.qsize())
+        self._hand(job)
         return await job.waiting
+
+    def _hand(self, job: Job) -> None:
+        """With whatever else ends in this round of the loop, or while the writer is busy."""
+        self._next.append(job)
+        if len(self._next) == 1 and not self._in_hand:
+            self._loop.call_soon(self._give)
+
+    def _give(self) -> None:
+        if self._in_hand or not self._next:
+            return
+        batch, self._next = self._next[:MAX_BATCH], self._next[MAX_BATCH:]
+        self._in_hand = len(batch)
+        self._writer.queue.put(batch)
+
+    def _dealt_with(self) -> None:
+        self._in_hand = 0
+        self._give()
 
     def _expire(self) -> None:
         """Let answers go that have waited long enough; what they wait for may still be stored."""

@@ -66,7 +66,7 @@ class HealthChecker:
             upstream.breaker.succeeded()
         else:
             upstream.breaker.failed(monotonic())
-        self.metrics.circuit_open.labels(upstream.name).set(not upstream.breaker.closed)
+        self.metrics.breaker(upstream.name, not upstream.breaker.closed)
         return well
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gateway.auth import Principal
@@ -21,9 +22,11 @@ PERIOD_S = 0.1
 @dataclass(slots=True)
 class LagMeter:
     """How late the event loop wakes whoever sleeps on it: all work of this process, and the
-    machine's other load, show here."""
+    machine's other load, show here. ``sample`` is called as often: for gauges of what changes with
+    every request."""
 
     metrics: Metrics
+    sample: Callable[[], None] = lambda: None
     lag_s: float = 0.0
     _before_s: float = 0.0
 
@@ -34,6 +37,7 @@ class LagMeter:
             await asyncio.sleep(PERIOD_S)
             self._before_s, self.lag_s = self.lag_s, monotonic() - due
             self.metrics.loop_lag.set(self.lag_s)
+            self.sample()
 
     def check(self, limit_s: float) -> None:
         """Refuse new work while the loop is too late, twice in a row: a machine's hiccup is over

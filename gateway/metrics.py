@@ -92,6 +92,7 @@ class Metrics:
     def __init__(self) -> None:
         self.totals = Totals()
         self._of_totals: dict[str, Lasting] = {}
+        self._shut: dict[str, bool] = {}
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         self.store_figures = StoreFigures()
@@ -316,6 +317,12 @@ class Metrics:
             # A counter that is no more, or has other labels than when this was counted, stays out.
             if counter is not None and len(values) == counter.arity and value > 0:
                 counter.labels(*values).show(value)
+
+    def breaker(self, upstream: str, shut: bool) -> None:
+        """Show whether an upstream's breaker is open; told after every call, it seldom changes."""
+        if self._shut.get(upstream) is not shut:
+            self._shut[upstream] = shut
+            self.circuit_open.labels(upstream).set(shut)
 
     def open_series(self, task: str) -> None:
         """Give a task's reasons and draws their series at 0, so that rates exist from the start."""

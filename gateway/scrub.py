@@ -56,15 +56,19 @@ class Scrubber:
         answer: Mapping[str, Any] | None,
         prefix: Mapping[str, Any] | None = None,
         raw: bytes = b"",
+        raw_answer: bytes = b"",
     ) -> Scrubbed:
-        """What of an exchange may be stored; ``raw`` is the request as it came, if known."""
+        """What of an exchange may be stored; ``raw`` is the request as it came, ``raw_answer`` the
+        answer as JSON, where they are known."""
         names = Names()
         untouched = raw and not self._paths and self.redactor.clean(raw)
         kept = request if untouched else self._request(request, names)
+        if answer is not None and not (raw_answer and self.redactor.clean(raw_answer)):
+            answer = self._answer(answer, names)
         return Scrubbed(
             self.redactor.text(model, names),
             kept,
-            None if answer is None else self._answer(answer, names),
+            answer,
             None if prefix is None else self._prefix(prefix, names),
         )
 

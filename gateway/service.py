@@ -131,7 +131,7 @@ class Service:
         """Whether ``/readyz`` says so; requests are still taken until ``closing``."""
         self.closing = False
         self.load = Load()
-        self.lag = LagMeter(self.metrics)
+        self.lag = LagMeter(self.metrics, self._sample)
         self.allowances = Allowances()
         self.replays = Replays()
         self.reload_wanted = asyncio.Event()
@@ -261,6 +261,7 @@ class Service:
     async def exposition(self) -> bytes:
         """Every metric, in Prometheus's text format."""
         await self._figures.look()
+        self._sample()
         return self.metrics.exposition()
 
     def enter(self, incoming: Incoming) -> Principal:
@@ -282,13 +283,15 @@ class Service:
         except GatewayError as error:
             self.metrics.key_refusals.labels(principal.name, error.code).inc()
             raise
-        self.metrics.in_flight.set(self.load.total)
         return principal
 
     def leave(self, principal: Principal) -> None:
         """The request of ``enter`` is over."""
         self.load.leave(principal)
+
+    def _sample(self) -> None:
         self.metrics.in_flight.set(self.load.total)
+        self.metrics.queue.set(self.flow.books.capture.queued)
 
     async def __aexit__(self, *raised: object) -> None:
         await self._stack.aclose()

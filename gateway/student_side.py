@@ -176,7 +176,7 @@ class StudentSide:
                 student.lost(upstream)
             upstream.breaker.failed(now)
         metrics = self.books.metrics
-        metrics.circuit_open.labels(upstream.name).set(not upstream.breaker.closed)
+        metrics.breaker(upstream.name, not upstream.breaker.closed)
         metrics.cost.labels(turn.task.name, "student").inc(student.rent_usd(now))
         if answer is None:
             self.books.book(turn, Attempt.unanswered(upstream.name, "student", outcome))

@@ -35,8 +35,8 @@ class TeacherSide:
         def note(attempt: Attempt) -> None:
             self.books.book(turn, attempt)
             for place in turn.task.teacher.upstreams:
-                shut = not place.upstream.breaker.closed
-                self.books.metrics.circuit_open.labels(place.upstream.name).set(shut)
+                upstream = place.upstream
+                self.books.metrics.breaker(upstream.name, not upstream.breaker.closed)
 
         return TeacherCall(
             turn.task.teacher,

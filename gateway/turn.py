@@ -171,12 +171,14 @@ class Turn:
         answer: Mapping[str, Any] | None,
         now: float,
         error: str | None = None,
+        raw_answer: bytes = b"",
     ) -> Exchange:
-        """The record of this turn; ``now`` is monotonic seconds."""
+        """The record of this turn; ``now`` is monotonic seconds, ``raw_answer`` the answer as JSON
+        where it was written out already."""
         verdict = self.verdict
         asked = self.request
         kept = self.task.scrubber.scrubbed(
-            asked.model, asked.body, answer, _prefix_json(self.prefix), asked.raw
+            asked.model, asked.body, answer, _prefix_json(self.prefix), asked.raw, raw_answer
         )
         return Exchange(
             id=self.id,

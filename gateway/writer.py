@@ -63,7 +63,8 @@ class Job:
 
 
 class Writer:
-    """Owns the store's writing connection. ``run`` is the thread's function."""
+    """Owns the store's writing connection. ``run`` is the thread's function; ``ready`` is called
+    on ``loop`` when a batch that was put into ``queue`` has been dealt with."""
 
     def __init__(
         self,
@@ -71,13 +72,15 @@ class Writer:
         outbox: Outbox,
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
+        ready: Callable[[], None],
     ) -> None:
-        self.queue: SimpleQueue[Job | None] = SimpleQueue()
+        self.queue: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self.level = Level.WHOLE
         self._store = store
         self._outbox = outbox
         self._metrics = metrics
         self._loop = loop
+        self._ready = ready
         self._late: deque[Job] = deque()
         self._late_bytes = 0
         self._fault: Fault | None = None
@@ -89,28 +92,19 @@ class Writer:
     def run(self) -> None:
         """Until None comes out of the queue; then once more what is late, and the end."""
         try:
-            open_ = True
-            while open_:
-                batch = self._batch()
-                open_ = None not in batch
-                self._guarded([job for job in batch if job is not None])
+            while (batch := self._batch()) is not None:
+                self._guarded(batch)
             self._last()
         finally:
             self._store.close()
 
-    def _batch(self) -> list[Job | None]:
+    def _batch(self) -> Sequence[Job] | None:
         """What waits; nothing after a while, since there may be something to try again, or
         something that was counted after its exchange."""
         try:
-            batch = [self.queue.get(timeout=RETRY_S)]
+            return self.queue.get(timeout=RETRY_S)
         except Empty:
-            return []
-        while len(batch) < MAX_BATCH:
-            try:
-                batch.append(self.queue.get_nowait())
-            except Empty:
-                break
-        return batch
+            return ()
 
     def _guarded(self, jobs: Sequence[Job]) -> None:
         """A fault of our own must not end the thread: everybody after would wait for nothing."""
@@ -119,7 +113,7 @@ class Writer:
         except Exception as error:
             log("capture_round_failed", error=repr(error), jobs=len(jobs))
             self._lost([job for job in jobs if not job.told])
-            self._tell([(job, Captured.NO) for job in jobs])
+            self._tell([(job, Captured.NO) for job in jobs], ready=True)
 
     def _round(self, jobs: Sequence[Job]) -> None:
         started = time.perf_counter()
@@ -132,7 +126,7 @@ class Writer:
             if job.write is not None:
                 ended.append((job, Captured.YES if self._other(job.write) else Captured.NO))
         self._settle()  # before anybody hears: whoever heard "no" must find a strict task closed
-        self._tell(ended)
+        self._tell(ended, ready=bool(jobs))
         if jobs:
             self._metrics.commit_seconds.observe(time.perf_counter() - started)
         if self._late and (not exchanges or self._fault is None):
@@ -305,19 +299,22 @@ class Writer:
     def _lost(self, jobs: Sequence[Job]) -> None:
         count_lost(self._metrics, jobs)
 
-    def _tell(self, ended: list[tuple[Job, Captured]]) -> None:
+    def _tell(self, ended: list[tuple[Job, Captured]], *, ready: bool = False) -> None:
         """Wake the loop once for a whole batch."""
         answers = [(job.waiting, word) for job, word in ended if job.waiting is not None]
-        if answers:
+        if answers or ready:
             # The loop may be gone when the process is being torn down: nobody waits then.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(_resolve, answers)
+                self._loop.call_soon_threadsafe(self._resolve, answers, ready)
 
-
-def _resolve(answers: list[tuple[asyncio.Future[Captured], Captured]]) -> None:
-    for future, word in answers:
-        if not future.done():
-            future.set_result(word)
+    def _resolve(
+        self, answers: list[tuple[asyncio.Future[Captured], Captured]], ready: bool
+    ) -> None:
+        for future, word in answers:
+            if not future.done():
+                future.set_result(word)
+        if ready:
+            self._ready()
 
 
 def _reduced(job: Job, short: bool) -> Exchange:

@@ -62,6 +62,8 @@ _NAMES = (
     "mia", "noah", "olga", "paul", "quinn", "rosa", "sam", "tara",
 )  # fmt: skip
 _RULE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_ESCAPED = re.compile(r'["\\/\x00-\x1f]')
+"""What a writer of JSON escapes, or may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class Redactor:
         hints = [_HINTS.get(name, ("",)) for name in named] + [tuple(secrets)]
         self._hints = tuple(dict.fromkeys(hint for kind in hints for hint in kind))
         self._harmless = {""}
-        self._raw_hints = (b"\\u", *(hint.encode() for hint in self._hints))
+        self._raw_hints = (b"\\u", *dict.fromkeys(_as_written(hint) for hint in self._hints))
         self.rules = tuple(rules)
         self._pattern = _compiled("|".join(parts)) if parts else None
 
@@ -238,6 +240,12 @@ def _named(rule: Redaction) -> tuple[str, str]:
     if rule not in KINDS:
         raise FitError(f"redaction rule {rule!r} is not known; there are {', '.join(KINDS)}")
     return rule, KINDS[rule][0]
+
+
+def _as_written(hint: str) -> bytes:
+    """The longest part of a hint that reads the same however JSON is written, and however deep
+    inside strings that hold JSON themselves."""
+    return max(_ESCAPED.split(hint), key=len).encode()
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

@@ -9,14 +9,17 @@ only; readers open their own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from gateway.errors import StoreError
-from gateway.store.database import SqliteDatabase
+from gateway.store.database import Database, SqliteDatabase
 from gateway.store.faults import WriteError, write_error
 from gateway.store.records import Exchange
 from gateway.store.repository import Repository
@@ -38,20 +41,48 @@ UPDATE exchanges SET request = x'7b7d', answer = NULL, prefix = NULL, bodies = 0
 """
 BUSY_S = 10.0
 """How long a statement waits for other writers."""
+_ROWS = 32
+"""At most in one statement: each statement gives the interpreter's lock away, and waits for it."""
+_STATEMENTS = 4 * _ROWS + 128
+"""That a connection keeps: for every number of rows of four tables, and the others."""
 
 
-def _insert(table: str, columns: Sequence[str]) -> str:
-    marks = ", ".join("?" * len(columns))
-    return f"INSERT OR IGNORE INTO {table} ({', '.join(columns)}) VALUES ({marks})"
+@dataclass(frozen=True, slots=True)
+class _Insert:
+    """Rows of one table, many to a statement."""
+
+    table: str
+    columns: Sequence[str]
+    known: str
+    """What happens to those that are there already."""
+
+    def run(self, db: Database, rows: Sequence[Sequence[Any]]) -> int:
+        """Insert; returns how many rows were new, or changed."""
+        changed = 0
+        for start in range(0, len(rows), _ROWS):
+            part = rows[start : start + _ROWS]
+            changed += db.execute(self._sql(len(part)), list(chain.from_iterable(part))).rowcount
+        return changed
+
+    def _sql(self, count: int) -> str:
+        return _insert_sql(self.table, tuple(self.columns), self.known, count)
 
 
-_INSERT = _insert("exchanges", COLUMNS)
-_INSERT_ATTEMPT = _insert("attempts", ("exchange_id", "seq", *ATTEMPT_COLUMNS))
-_INSERT_DRAW = _insert("draws", DRAW_COLUMNS)
-_ADD = """
-INSERT INTO totals (metric, labels, value) VALUES (?, ?, ?)
-ON CONFLICT (metric, labels) DO UPDATE SET value = value + excluded.value
-"""
+@functools.cache
+def _insert_sql(table: str, columns: tuple[str, ...], known: str, count: int) -> str:
+    row = f"({', '.join('?' * len(columns))})"
+    rows = ", ".join([row] * count)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {rows} ON CONFLICT {known}"
+
+
+_LEFT = "DO NOTHING"
+_EXCHANGES = _Insert("exchanges", COLUMNS, _LEFT)
+_ATTEMPTS = _Insert("attempts", ("exchange_id", "seq", *ATTEMPT_COLUMNS), _LEFT)
+_DRAWS = _Insert("draws", DRAW_COLUMNS, _LEFT)
+_TOTALS = _Insert(
+    "totals", ("metric", "labels", "value"),
+    "(metric, labels) DO UPDATE SET value = value + excluded.value",
+)  # fmt: skip
 
 
 class SqliteStore(Repository):
@@ -125,9 +156,17 @@ class SqliteStore(Repository):
         Raises:
             WriteError: nothing of the batch is stored.
         """
+        rows = list(exchanges)
         with self.transaction():
-            self._db.executemany(_ADD, totals)
-            return sum(map(self._insert, exchanges))
+            _TOTALS.run(self._db, list(totals))
+            new = _EXCHANGES.run(self._db, [exchange_values(e) for e in rows])
+            # Of one that was there already, attempts and draw are there too.
+            _ATTEMPTS.run(
+                self._db,
+                [attempt_values(e.id, seq, a) for e in rows for seq, a in enumerate(e.attempts)],
+            )
+            _DRAWS.run(self._db, [draw_values(e, e.draw) for e in rows if e.draw is not None])
+            return new
 
     def totals(self) -> list[tuple[str, str, float]]:
         """What was counted over the lives of all processes: metric, labels (JSON), value.
@@ -207,18 +246,12 @@ class SqliteStore(Repository):
                 return False
         return True
 
-    def _insert(self, exchange: Exchange) -> int:
-        if not self._db.execute(_INSERT, exchange_values(exchange)).rowcount:
-            return 0
-        for seq, attempt in enumerate(exchange.attempts):
-            self._db.execute(_INSERT_ATTEMPT, attempt_values(exchange.id, seq, attempt))
-        if exchange.draw is not None:
-            self._db.execute(_INSERT_DRAW, draw_values(exchange, exchange.draw))
-        return 1
-
 
 def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=busy_s)
+    return sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=busy_s,
+        cached_statements=_STATEMENTS,
+    )  # fmt: skip
 
 
 def _into_wal(db: sqlite3.Connection, busy_s: float) -> None:

@@ -49,17 +49,18 @@ def gateway(
     mock: str,
     module: str = "gateway.cli",
     workers: int = 1,
+    tree: Path = ROOT,
     **task: Any,
 ) -> tuple[Child, str]:
-    """A gateway process with its own store, and its URL."""
+    """A gateway process with its own store, and its URL; its code is that of ``tree``."""
     place = folder / name
     place.mkdir()
     data = config_data(f"{mock}/student/v1", f"{mock}/v1", place / "x.db", **task)
     data["listen"] = {"port": free_port(), "workers": workers}
     data["limits"] = {"max_in_flight": 4 * OPEN}
     (place / "c.yaml").write_text(yaml.safe_dump(data))
-    command = [sys.executable, "-m", module, "serve", "--config", str(place / "c.yaml")]
-    child = children.start(name, command, SECRETS)
+    command = [sys.executable, "-P", "-m", module, "serve", "--config", str(place / "c.yaml")]
+    child = children.start(name, command, {**SECRETS, "PYTHONPATH": str(tree)})
     url = f"http://127.0.0.1:{data['listen']['port']}"
     wait_ready(child, f"{url}/readyz", 60)
     return child, f"{url}{CHAT}"
