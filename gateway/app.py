@@ -25,8 +25,8 @@ from gateway.ids import new_id
 from gateway.incoming import Incoming
 from gateway.keepalive import kept_alive
 from gateway.logs import log
-from gateway.protocol import GONE
-from gateway.replays import HEADER, Recorder, Said
+from gateway.protocol import Client
+from gateway.replays import HEADER, Recorder, Said, Sender
 from gateway.service import Service
 from gateway.settings import OWN_PATHS
 from gateway.turn import Reply, Turn
@@ -34,7 +34,6 @@ from gateway.upstream import UpstreamError
 
 EMBEDDINGS = "/v1/embeddings"
 _JUDGED: Mapping[str, Api] = {f"/v1{api.path}": api for api in Api}
-_JSON = (b"content-type", b"application/json")
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
@@ -53,9 +52,9 @@ def create_app(service: Service) -> ASGIApp:
             return
         path, post = scope["path"], scope["method"] == "POST"
         if post and (api := _JUDGED.get(path)) is not None:
-            work = _judged(service, api, Incoming.of(scope, receive), send)
+            work = _judged(service, api, Incoming.of(scope, receive))
         elif post and (path == EMBEDDINGS or path in service.config.passthrough_paths):
-            work = _forwarded(service, Incoming.of(scope, receive), send)
+            work = _forwarded(service, Incoming.of(scope, receive))
         else:
             await rest(scope, receive, send)
             return
@@ -159,7 +158,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
 
 async def _while_there(scope: Scope, work: Coroutine[Any, Any, None]) -> None:
     """Serve until the client leaves: a disconnect cancels the upstream call at once."""
-    gone: set[Callable[[], None]] = scope["extensions"][GONE]["callbacks"]
+    gone = Client.of(scope).gone
     task = asyncio.current_task()
     assert task is not None
     left = False
@@ -181,32 +180,31 @@ async def _while_there(scope: Scope, work: Coroutine[Any, Any, None]) -> None:
         gone.discard(leave)
 
 
-async def _judged(service: Service, api: Api, incoming: Incoming, send: Send) -> None:
+async def _judged(service: Service, api: Api, incoming: Incoming) -> None:
+    send = incoming.client
+
     async def serve(principal: Principal) -> None:
         turn = await service.begin(incoming, api, principal)
         key = incoming.headers.get(HEADER)
         await (_answer(service, turn, send) if key is None else _once(service, turn, key, send))
 
-    await _counted(service, incoming, send, serve)
+    await _counted(service, incoming, serve)
 
 
-async def _forwarded(service: Service, incoming: Incoming, send: Send) -> None:
+async def _forwarded(service: Service, incoming: Incoming) -> None:
     async def serve(principal: Principal) -> None:
         reply = await service.forward(incoming, principal)
         try:
-            await _send(send, reply, service.config.limits.send_timeout_s)
+            await _send(incoming.client, reply, service.config.limits.send_timeout_s)
         except UpstreamError as error:
             # Returning without the body's end makes the server cut the connection, as it must be.
             log("passthrough_cut", error=str(error))
 
-    await _counted(service, incoming, send, serve)
+    await _counted(service, incoming, serve)
 
 
 async def _counted(
-    service: Service,
-    incoming: Incoming,
-    send: Send,
-    serve: Callable[[Principal], Awaitable[None]],
+    service: Service, incoming: Incoming, serve: Callable[[Principal], Awaitable[None]]
 ) -> None:
     """A request counts as in flight from its head on until its answer's end."""
     try:
@@ -216,20 +214,20 @@ async def _counted(
         finally:
             service.leave(principal)
     except GatewayError as error:
-        await _refuse(send, error)
+        await _refuse(incoming.client, error)
     except _TooSlow:
         raise
     except Exception as error:
         log("internal_error", error=repr(error))
         with contextlib.suppress(RuntimeError):  # an answer that has begun can only be cut
-            await _refuse(send, _internal())
+            await _refuse(incoming.client, _internal())
 
 
-async def _refuse(send: Send, error: GatewayError) -> None:
+async def _refuse(send: Sender, error: GatewayError) -> None:
     await _send_whole(send, _error_reply(error, {"x-request-id": new_id()}))
 
 
-async def _once(service: Service, turn: Turn, key: str, send: Send) -> None:
+async def _once(service: Service, turn: Turn, key: str, send: Sender) -> None:
     """Answer, unless this request was answered already."""
     body = turn.request.raw or orjson.dumps(turn.request.body)
     claim = await service.replays.claim(turn.principal.name, key, body)
@@ -244,7 +242,7 @@ async def _once(service: Service, turn: Turn, key: str, send: Send) -> None:
         service.replays.settle(claim, recorder.said() if turn.complete else None)
 
 
-async def _answer(service: Service, turn: Turn, send: Send) -> None:
+async def _answer(service: Service, turn: Turn, send: Sender) -> None:
     limits = service.config.limits
     if turn.request.stream and limits.keepalive_after_s is not None:
         await kept_alive(
@@ -282,19 +280,17 @@ def _patient(send: Send, limit_s: float) -> Send:
     return sending
 
 
-async def _send(send: Send, reply: Reply, limit_s: float) -> None:
+async def _send(send: Sender, reply: Reply, limit_s: float) -> None:
     if isinstance(reply.body, bytes):
         await _send_whole(send, reply)
     else:
         await _send_stream(_patient(send, limit_s), reply, reply.body)
 
 
-async def _send_whole(send: Send, reply: Reply) -> None:
+async def _send_whole(send: Sender, reply: Reply) -> None:
     assert isinstance(reply.body, bytes)
-    length = (b"content-length", str(len(reply.body)).encode())
-    headers = [_JSON, length, *_encoded(reply.headers)]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+    headers = {"content-type": "application/json", **reply.headers}
+    await send.whole(reply.status, headers, reply.body)
 
 
 async def _send_stream(send: Send, reply: Reply, body: AsyncGenerator[bytes]) -> None:

@@ -6,7 +6,7 @@ teacher: the certificate says nothing about it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gateway.api.request import Api, ApiRequest
@@ -24,6 +24,11 @@ _NEUTRAL: Mapping[str, Any] = {
     "presence_penalty": 0,
     "frequency_penalty": 0,
 }
+_EVERYDAY = frozenset({
+    "model", "messages", "stream", "stream_options", "temperature", "top_p", "max_tokens",
+    "max_completion_tokens", "user", "safety_identifier", "seed", "store", "metadata",
+})  # fmt: skip
+"""What most bodies hold, and nothing below looks at but the sampling."""
 
 
 def unsupported(request: ApiRequest, task: Task, profile: DecodeProfile) -> str | None:
@@ -34,21 +39,9 @@ def unsupported(request: ApiRequest, task: Task, profile: DecodeProfile) -> str 
     if not request.text_only:
         return "content that is not text"
     declared = task.student.features if task.student else ()
-    for name in _UNSUPPORTED:
-        if body.get(name):
-            return name
-    for name, neutral in _NEUTRAL.items():
-        if body.get(name) is not None and body[name] != neutral:
-            return name
-    if feature := _tool_traces(request, body):
+    feature = None if body.keys() <= _EVERYDAY else _named(body, declared)
+    if feature := feature or _in_messages(request, body):
         return feature
-    wanted = (body.get("response_format") or {}).get("type", "text")
-    if wanted != "text" and not (wanted in declared and checkable(body["response_format"])):
-        return "response_format"
-    if body.get("modalities") not in (None, ["text"]):
-        return "modalities"
-    if any(m.role == "function" for m in request.messages):
-        return "function messages"
     if request.api is Api.RESPONSES and "responses" not in declared:
         return "responses"
     if task.student is None or _too_long(request, task.student):
@@ -56,13 +49,31 @@ def unsupported(request: ApiRequest, task: Task, profile: DecodeProfile) -> str 
     return None if task.pin_sampling else _outside(request, profile)
 
 
-def _tool_traces(request: ApiRequest, body: Mapping[str, Any]) -> str | None:
+def _named(body: Mapping[str, Any], declared: Collection[str]) -> str | None:
+    """By the fields of the body."""
+    for name in _UNSUPPORTED:
+        if body.get(name):
+            return name
+    for name, neutral in _NEUTRAL.items():
+        if body.get(name) is not None and body[name] != neutral:
+            return name
     if body.get("tool_choice") not in (None, "none"):
         return "tool_choice"
     if body.get("web_search_options") is not None:  # an empty object asks for a search too
         return "web_search_options"
-    if any(m.role == "tool" for m in request.messages):
+    wanted = (body.get("response_format") or {}).get("type", "text")
+    if wanted != "text" and not (wanted in declared and checkable(body["response_format"])):
+        return "response_format"
+    return "modalities" if body.get("modalities") not in (None, ["text"]) else None
+
+
+def _in_messages(request: ApiRequest, body: Mapping[str, Any]) -> str | None:
+    """By what the messages are: traces of tools."""
+    roles = {m.role for m in request.messages}
+    if "tool" in roles:
         return "tool messages"
+    if "function" in roles:
+        return "function messages"
     return "tool calls" if any(m.get("tool_calls") for m in body["messages"]) else None
 
 

@@ -9,6 +9,7 @@ from starlette.types import Message, Receive, Scope
 
 from gateway.clock import within
 from gateway.errors import GatewayError
+from gateway.protocol import Client
 from gateway.settings import Limits
 
 
@@ -20,6 +21,7 @@ class Incoming:
     method: str
     headers: Mapping[str, str]
     receive: Receive
+    client: Client
 
     @classmethod
     def of(cls, scope: Scope, receive: Receive) -> Incoming:
@@ -27,7 +29,7 @@ class Incoming:
         headers: dict[str, str] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
-        return cls(scope["path"], scope["method"], headers, receive)
+        return cls(scope["path"], scope["method"], headers, receive, Client.of(scope))
 
     @property
     def authorization(self) -> str | None:
@@ -40,28 +42,26 @@ class Incoming:
         Raises:
             GatewayError: ``request_too_large`` or ``request_timeout``.
         """
+        if self.client.said_all:  # the usual case
+            part = _part(await self.receive())
+            _check_size(len(part), limits)
+            return part
         try:
             with within(limits.receive_timeout_s):
-                message = await self.receive()
-                if not message.get("more_body"):  # the usual case: all of it is here already
-                    part = _part(message)
-                    _check_size(len(part), limits)
-                    return part
-                return await self._rest(_part(message), limits)
+                return await self._parts(limits)
         except TimeoutError:
             raise GatewayError(
                 "request_timeout", "The body did not arrive in time; send it again."
             ) from None
 
-    async def _rest(self, first: bytes, limits: Limits) -> bytes:
-        parts, size, more = [first], len(first), True
+    async def _parts(self, limits: Limits) -> bytes:
+        parts, size, more = list[bytes](), 0, True
         while more:
-            _check_size(size, limits)
             message = await self.receive()
             more = bool(message.get("more_body"))
             parts.append(_part(message))
             size += len(parts[-1])
-        _check_size(size, limits)
+            _check_size(size, limits)
         return b"".join(parts)
 
 

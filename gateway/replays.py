@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from starlette.types import Message, Send
+from starlette.types import Message
 
 from gateway.errors import GatewayError
 from gateway.upstream import monotonic
@@ -26,25 +27,36 @@ KEPT_BYTES = 64 << 20
 LONGEST_KEY = 255
 
 
+class Sender(Protocol):
+    """Takes an answer: message by message, as ASGI's ``send`` does, or whole."""
+
+    async def __call__(self, message: Message) -> None:
+        """A part."""
+
+    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """All of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A whole answer as it went out."""
+    """A whole answer as it went out; ``headers`` without its length."""
 
-    start: Message
+    status: int
+    headers: Mapping[str, str]
     body: bytes
 
-    async def again(self, send: Send) -> None:
+    async def again(self, send: Sender) -> None:
         """Send it once more."""
-        await send(self.start)
-        await send({"type": "http.response.body", "body": self.body})
+        await send.whole(self.status, self.headers, self.body)
 
 
 @dataclass(slots=True)
 class Recorder:
     """Sends, and keeps what was sent."""
 
-    send: Send
-    _start: Message | None = None
+    send: Sender
+    _status: int = 0
+    _headers: Mapping[str, str] = field(default_factory=dict)
     _parts: list[bytes] = field(default_factory=list)
     _over: bool = False
 
@@ -52,15 +64,25 @@ class Recorder:
         """An ASGI ``send``."""
         await self.send(message)
         if message["type"] == "http.response.start":
-            self._start = message
+            self._status = message["status"]
+            self._headers = {
+                name.decode(): value.decode("latin-1") for name, value in message["headers"]
+            }
         else:
             self._parts.append(message.get("body", b""))
             self._over = not message.get("more_body", False)
 
+    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """As ``Sender``."""
+        await self.send.whole(status, headers, body)
+        self._status, self._headers = status, headers
+        self._parts.append(body)
+        self._over = True
+
     def said(self) -> Said | None:
         """The answer, if it went out to its end."""
-        whole = self._over and self._start is not None and self._start["status"] == 200
-        return Said(self._start, b"".join(self._parts)) if whole and self._start else None
+        whole = self._over and self._status == 200
+        return Said(self._status, self._headers, b"".join(self._parts)) if whole else None
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -192,18 +192,17 @@ class Writer:
     def _attempt(self, jobs: list[Job], rows: list[Exchange]) -> Fault | None:
         """Commit rows and what they count for, in one transaction."""
         records, totals = self._metrics.records, self._metrics.totals
-        pairs = list(zip(jobs, rows, strict=True))
-        states = [_state(job, row) for job, row in pairs]
+        before = Counter(map(_state, jobs, rows))
         counts = [pair for job in jobs for pair in job.counts]
-        counts += [(records.labels(state).series, 1.0) for state in states]
+        counts += [(records.labels(state).series, count) for state, count in before.items()]
         fault = self._put(rows, counts)
         if fault is None:
-            for (job, row), before in zip(pairs, states, strict=True):
-                state = _state(job, row)
-                records.labels(state).show()
-                if state != before:  # whoever waited was let go while the commit did
-                    totals.add(records.labels(before).series, -1.0)
-                    totals.add(records.labels(state).series, 1.0)
+            after = Counter(map(_state, jobs, rows))
+            for state, count in after.items():
+                records.labels(state).show(count)
+            if after != before:  # whoever waited was let go while the commit did
+                for state in {*before, *after}:
+                    totals.add(records.labels(state).series, after[state] - before[state])
         return fault
 
     def _put(self, rows: list[Exchange], counts: Iterable[tuple[Series, float]]) -> Fault | None:

@@ -8,6 +8,7 @@ millisecond, and belongs off the event loop.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,8 @@ class Prejudgement:
 
     ``ood_score`` is P(out of distribution) by the highest tier that looked. ``undecided``: the
     static tier cannot tell, and the prompt has to be refined before anything is done with it.
-    ``too_long``: longer than anything the task's prompts are like, and so out, unread.
+    ``too_long``: longer than anything the task's prompts are like, and so out, unread and not kept
+    in ``text``.
     """
 
     text: str
@@ -149,10 +151,11 @@ class Judge:
         self.remember(REMEMBERED)
 
     def remember(self, prompts: int) -> None:
-        """Keep the looks of so many prompts. The same text gets the same look, so this saves time
+        """Keep what was seen of so many prompts. The same prompt looks the same, so this saves time
         and changes no verdict."""
-        self._first = Memory(self.first, prompts) if self.first is not None else None
-        self._second = Memory(self.second, prompts)
+        self._prompts = Memory[Prejudgement](prompts)
+        self._first = Memory[Look](prompts)
+        self._second = Memory[Look](prompts)
 
     def _check_encoders(self, pinned: Mapping[str, str]) -> None:
         for name in ("static", "sentence"):
@@ -167,18 +170,25 @@ class Judge:
         self, messages: Sequence[Message], tools: Any = None, response_format: Any = None
     ) -> Prejudgement:
         """Template, and what the static tier says of the prompt; redacted as at the fit."""
-        messages = self.redactor.messages(messages)
-        template = fingerprint(messages, tools, response_format, self._slots)
-        return self.prejudge_text(variable_text(messages), template)
+
+        def make() -> Prejudgement:
+            clean = self.redactor.messages(messages)
+            template = fingerprint(clean, tools, response_format, self._slots)
+            return self.prejudge_text(variable_text(clean), template)
+
+        if tools or response_format:
+            return make()
+        return self._prompts.recall(_digest(messages), make)
 
     def prejudge_text(self, text: str, template: str) -> Prejudgement:
         """The same for a prompt whose parts are taken apart already."""
         known = template in self._templates
         if len(text) > self.max_chars:
-            return Prejudgement(text, template, known, 1.0, True, too_long=True)
-        if self._first is None or self.bands is None:
+            return Prejudgement("", template, known, 1.0, True, too_long=True)
+        first = self.first
+        if first is None or self.bands is None:
             return self.refine(Prejudgement(text, template, known, 1.0, True))
-        look = self._first.look(text)
+        look = self._first.recall(text, lambda: first.look(text))
         out = look.p_out >= self.bands.out_from
         undecided = self.bands.asks(look.p_out)
         return Prejudgement(text, template, known, look.p_out, out, undecided, first=look)
@@ -191,7 +201,7 @@ class Judge:
         """The sentence encoder's word on a prompt; about a millisecond."""
         if pre.second is not None or pre.too_long:
             return pre
-        look = self._second.look(pre.text)
+        look = self._second.recall(pre.text, lambda: self.second.look(pre.text))
         out = self.ood_cut is not None and look.p_out >= self.ood_cut
         return replace(pre, ood_score=look.p_out, out=out, undecided=False, second=look)
 
@@ -282,3 +292,9 @@ class Judge:
         similarity = self.artefact.tensors["prompts"].astype(np.float32) @ vector
         order = np.argsort(-similarity)[:count]
         return [(float(similarity[i]), self.artefact.prompts[i]) for i in order]
+
+
+def _digest(messages: Sequence[Message]) -> bytes:
+    """What a prompt is remembered by: as long for a long one."""
+    said = "".join(f"{m.role} {len(m.content)} {m.content}" for m in messages)
+    return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()

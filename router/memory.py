@@ -1,40 +1,41 @@
-"""Looks that are kept: a tier is a pure function of the text, so the same text needs one look."""
+"""What is kept of prompts: their looks and prejudgements are pure functions of them, so the same
+prompt needs one."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-
-from router.tier import Look, Tier
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
 REMEMBERED = 4096
 """Prompts by default; a look takes about 2 KB."""
+V = TypeVar("V")
 
 
-class Memory:
-    """The latest looks of one tier, by text; least recently used ones go first. Thread-safe."""
+class Memory(Generic[V]):
+    """The latest values by key; least recently used ones go first. Thread-safe."""
 
-    def __init__(self, tier: Tier, size: int = REMEMBERED) -> None:
-        """``size`` looks at most; 0 keeps none."""
-        self._tier = tier
+    def __init__(self, size: int = REMEMBERED) -> None:
+        """``size`` values at most; 0 keeps none."""
         self._size = size
-        self._looks: OrderedDict[str, Look] = OrderedDict()
+        self._values: OrderedDict[Hashable, V] = OrderedDict()
         self._lock = threading.Lock()
 
-    def look(self, text: str) -> Look:
-        """The tier's look, kept or fresh."""
+    def recall(self, key: Hashable, make: Callable[[], V]) -> V:
+        """The value, kept or made now."""
         with self._lock:
-            look = self._looks.get(text)
-            if look is not None:
-                self._looks.move_to_end(text)
-                return look
-        look = self._tier.look(text)
+            value = self._values.get(key)
+            if value is not None:
+                self._values.move_to_end(key)
+                return value
+        value = make()
         with self._lock:
-            self._looks[text] = look
-            while len(self._looks) > self._size:
-                self._looks.popitem(last=False)
-        return look
+            self._values[key] = value
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+        return value
 
-    def knows(self, text: str) -> bool:
-        """Whether ``look`` costs nothing now."""
-        return text in self._looks
+    def knows(self, key: Hashable) -> bool:
+        """Whether ``recall`` costs nothing now."""
+        return key in self._values

@@ -6,7 +6,8 @@ that says what to do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from gateway.api.fields import (
@@ -14,7 +15,7 @@ from gateway.api.fields import (
     IntegerRange,
     Range,
     check_integer,
-    check_kinds,
+    check_kind,
     check_model,
     check_number,
     check_stop,
@@ -40,8 +41,18 @@ INTEGERS: Mapping[str, IntegerRange] = {
     "top_logprobs": (0, 20),
     "seed": (-INT64, INT64 - 1),
 }
-_FLAGS = ("logprobs", "store", "parallel_tool_calls")
-_OBJECTS = ("response_format", "logit_bias", "metadata")
+_KINDS: Mapping[str, tuple[type, str]] = {
+    **dict.fromkeys(("logprobs", "store", "parallel_tool_calls"), (bool, "a boolean")),
+    **dict.fromkeys(("response_format", "logit_bias", "metadata"), (dict, "an object")),
+    "user": (str, "a string"),
+}
+_CHECKS: Mapping[str, Callable[[Any, str], None]] = {
+    **{name: partial(check_number, low=low, high=high) for name, (low, high) in RANGES.items()},
+    **{name: partial(check_integer, low=low, high=high) for name, (low, high) in INTEGERS.items()},
+    **{name: partial(check_kind, kind=kind, article=a) for name, (kind, a) in _KINDS.items()},
+    "stop": check_stop,
+}
+"""By field, since a body has few of them."""
 
 
 def parse_chat(raw: bytes) -> ApiRequest:
@@ -125,20 +136,16 @@ def _is_text(content: Any) -> bool:
 
 
 def _check_scalars(body: Mapping[str, Any]) -> None:
-    for name, (low, high) in RANGES.items():
-        check_number(body.get(name), name, low, high)
-    for name, bounds in INTEGERS.items():
-        check_integer(body.get(name), name, *bounds)
-    check_kinds(body, _FLAGS, bool, "a boolean")
-    check_kinds(body, _OBJECTS, dict, "an object")
-    check_kinds(body, ("user",), str, "a string")
+    for name, value in body.items():
+        check = _CHECKS.get(name)
+        if check is not None:
+            check(value, name)
     if body.get("max_tokens") is not None and body.get("max_completion_tokens") is not None:
         raise invalid(
             "invalid_value", "max_tokens", "and 'max_completion_tokens' exclude each other"
         )
     if body.get("top_logprobs") is not None and body.get("logprobs") is not True:
         raise invalid("invalid_value", "top_logprobs", "needs 'logprobs': true")
-    check_stop(body.get("stop"))
 
 
 def _check_tool_choice(body: Mapping[str, Any]) -> None:

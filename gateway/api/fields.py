@@ -65,19 +65,24 @@ def check_integer(value: Any, name: str, low: int, high: int) -> None:
         raise invalid("invalid_value", name, f"must be between {low} and {high}")
 
 
+def check_kind(value: Any, name: str, kind: type, article: str) -> None:
+    """A value of one JSON type, or nothing."""
+    if value is not None and not isinstance(value, kind):
+        raise invalid("invalid_type", name, f"must be {article}")
+
+
 def check_kinds(body: Mapping[str, Any], names: tuple[str, ...], kind: type, article: str) -> None:
     """Optional parameters of one JSON type."""
     for name in names:
-        if body.get(name) is not None and not isinstance(body[name], kind):
-            raise invalid("invalid_type", name, f"must be {article}")
+        check_kind(body.get(name), name, kind, article)
 
 
-def check_stop(stop: Any) -> None:
+def check_stop(stop: Any, name: str = "stop") -> None:
     """A stop sequence, or several."""
     if stop is None or isinstance(stop, str):
         return
     if not isinstance(stop, list) or not all(isinstance(item, str) for item in stop):
-        raise invalid("invalid_type", "stop", "must be a string or a list of strings")
+        raise invalid("invalid_type", name, "must be a string or a list of strings")
 
 
 def check_stream(body: Mapping[str, Any]) -> tuple[bool, bool]:

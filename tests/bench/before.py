@@ -1,8 +1,8 @@
 """The gateway beside the gateway of another commit: what a change costs or saves.
 
 ``make bench-before REV=main~1``: both read the same configuration and artefacts and stand before
-one mock upstream; rounds alternate. The other commit's files are laid out in a temporary folder, and
-run with this environment's packages.
+one mock upstream; rounds alternate. The other commit's files are laid out in a temporary folder,
+and run with this environment's packages.
 """
 
 from __future__ import annotations

@@ -154,3 +154,26 @@ def test_rows_are_fitted_on_what_serving_sees() -> None:
     assert found.text == "mail ada@example.com"
     assert found.student is not None
     assert found.completion == found.student.text == "sent to ada@example.com"
+
+
+SECRETS = ["abc/def+ghi=", 'qu"ote-ends-here', "back\\slash-key", "sch\u00fcssel-9"]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("deep", [0, 1, 2])
+@pytest.mark.parametrize("slashes", [False, True])
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_no_way_to_write_json_hides_a_secret(
+    secret: str, deep: int, slashes: bool, ascii_only: bool
+) -> None:
+    """PHP escapes slashes; tool arguments are JSON within JSON."""
+    redactor, value = Redactor((), SECRETS), f"it is {secret}, keep it"
+    for _ in range(deep):
+        value = json.dumps({"a": value}, ensure_ascii=ascii_only)
+        value = value.replace("/", "\\/") if slashes else value
+    raw = json.dumps({"x": value}, ensure_ascii=ascii_only)
+    raw = raw.replace("/", "\\/") if slashes else raw
+    assert not redactor.clean(raw.encode())
+    assert redactor.clean(b'{"x": "nothing of the kind"}')
+    said = json.dumps(redactor.value(json.loads(raw), Names()))
+    assert "removed" in said

@@ -23,7 +23,7 @@ async def explained(r: Rig, folder: Path, text: str, *options: str) -> str:
     arguments = ["explain", "--config", str(file), text, *options]
     result = await asyncio.to_thread(CliRunner().invoke, commands.app, arguments)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout  # the gateway beside it logs to standard error
 
 
 async def as_json(r: Rig, folder: Path, text: str) -> dict[str, Any]:

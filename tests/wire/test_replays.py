@@ -88,7 +88,7 @@ def test_no_more_is_kept_than_may_be(steps: list[tuple[str, int]]) -> None:
                 continue
             assert isinstance(claim, Claim)
             told[name] = bytes(size)
-            whole = Said({"type": "http.response.start", "status": 200}, told[name])
+            whole = Said(200, {}, told[name])
             replays.settle(claim, whole if size else None)
             kept = [c.said.result() for c in replays._claims.values()]
             assert sum(len(said.body) for said in kept if said) == replays._bytes <= 100
