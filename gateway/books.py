@@ -222,11 +222,13 @@ class Books:
     def count(self, turn: Turn, status: int) -> None:
         """Count one request; 499 is a client that left. What went along with its exchange is in
         the store's totals, or will be, and is set right there if it ended otherwise."""
-        settled = turn.counted_as == status
-        for child, amount in self._counted(turn, status):
-            (child.show if settled else child.inc)(amount)
-        if not settled and turn.counted_as is not None:
-            for child, amount in self._counted(turn, turn.counted_as):
+        if turn.counted_as == status:
+            for child, amount in turn.counted:
+                child.show(amount)
+        else:
+            for child, amount in self._counted(turn, status):
+                child.inc(amount)
+            for child, amount in turn.counted:
                 self.metrics.totals.add(child.series, -amount)
         self.metrics.duration.labels(turn.task.name, turn.verdict.served_by.value).observe(
             monotonic() - turn.started
@@ -236,8 +238,8 @@ class Books:
             turn.trace = None
 
     def _counts(self, turn: Turn, status: int) -> Counts:
-        turn.counted_as = status
-        return tuple((child.series, amount) for child, amount in self._counted(turn, status))
+        turn.counted_as, turn.counted = status, self._counted(turn, status)
+        return tuple([(child.series, amount) for child, amount in turn.counted])
 
     def _counted(self, turn: Turn, status: int) -> list[tuple[LastingChild, float]]:
         """What a request that ends with this status adds to which counter."""

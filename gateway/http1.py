@@ -402,18 +402,25 @@ class Pool:
 
 
 def _head(method: str, target: _Target, headers: Mapping[str, str], length: int) -> bytes:
-    lines = [
+    own = _lines([f"{name}: {value}" for name, value in headers.items()])
+    size = b"content-length: %d\r\n" % length if length or method == "POST" else b""
+    return b"%b%b%b\r\n" % (_usual(method, target), own, size)
+
+
+@functools.lru_cache(maxsize=256)
+def _usual(method: str, target: _Target) -> bytes:
+    """What every head has; kept, since it holds no key."""
+    return _lines([
         f"{method} {target.path} HTTP/1.1",
         f"host: {target.authority}",
         "user-agent: understudy",
         "accept: */*",
         "accept-encoding: identity",
-        *(f"{name}: {value}" for name, value in headers.items()),
-        *([f"content-length: {length}"] if length or method == "POST" else []),
-        "",
-        "",
-    ]
-    text = "\r\n".join(lines)
-    if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1:
+    ])  # fmt: skip
+
+
+def _lines(lines: list[str]) -> bytes:
+    text = "".join([f"{line}\r\n" for line in lines])
+    if text.count("\n") != len(lines) or text.count("\r") != len(lines):
         raise ValueError("a header holds a line break")
     return text.encode()

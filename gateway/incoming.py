@@ -26,9 +26,10 @@ class Incoming:
     @classmethod
     def of(cls, scope: Scope, receive: Receive) -> Incoming:
         """From an ASGI request."""
-        headers: dict[str, str] = {}
-        for name, value in scope["headers"]:
-            headers.setdefault(name.decode("latin-1"), value.decode("latin-1"))
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in reversed(scope["headers"])
+        }
         return cls(scope["path"], scope["method"], headers, receive, Client.of(scope))
 
     @property

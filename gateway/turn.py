@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
 from gateway.api.request import Api, ApiRequest
 from gateway.auth import Principal
+from gateway.metrics import LastingChild
 from gateway.scrub import end_user_of
 from gateway.store.records import Attempt, Draw, DrawState, Exchange, Status
 from gateway.tasks import TaskRuntime
@@ -74,6 +75,8 @@ class Turn:
     """What the student does not do, of what was asked."""
     counted_as: int | None = None
     """The status that its exchange took along to the store's totals."""
+    counted: Sequence[tuple[LastingChild, float]] = ()
+    """What that adds to which counter."""
 
     def __post_init__(self) -> None:
         judge = self.task.judge

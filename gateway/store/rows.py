@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ COLUMNS = (
     "api", "end_user", "bodies", "no_train",
 )  # fmt: skip
 ATTEMPT_COLUMNS = tuple(f.name for f in dataclasses.fields(Attempt))
+_attempt_parts = attrgetter(*ATTEMPT_COLUMNS)
 DRAW_COLUMNS = ("exchange_id", "task", "p", "wants", "state", "tries", "updated_at")
 
 
@@ -32,7 +34,7 @@ def exchange_values(e: Exchange) -> tuple[Any, ...]:
 
 def attempt_values(exchange_id: str, seq: int, attempt: Attempt) -> tuple[Any, ...]:
     """Exchange id, number and ``ATTEMPT_COLUMNS``."""
-    return (exchange_id, seq, *(getattr(attempt, name) for name in ATTEMPT_COLUMNS))
+    return exchange_id, seq, *_attempt_parts(attempt)
 
 
 def draw_values(e: Exchange, draw: Draw) -> tuple[Any, ...]:
