@@ -10,10 +10,12 @@ Relative Mahalanobis is deliberately absent: on far text it collapses (AUROC 34)
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -160,6 +162,39 @@ class Categorical:
     head: LinearHead
 
 
+class PromptScores:
+    """The scores of one prompt at a time, as serving needs them: what a vector is compared with
+    lies in one matrix, and the least of numpy is called, since a call costs more than its work."""
+
+    def __init__(self, nearest: NearestPrompts, categorical: Categorical | None) -> None:
+        self._nearest = nearest
+        self._parts = parts = categorical
+        if parts is None:
+            return
+        weight, bias = parts.projection.weight_, parts.projection.bias_
+        self._rows = np.vstack([nearest.points_, parts.head.coef_, weight.T]).astype(np.float32)
+        self._head = len(nearest.points_)
+        self._hidden = self._head + len(parts.head.coef_)
+        self._intercept, self._bias = parts.head.intercept_, bias
+        self._projected = np.ascontiguousarray(parts.nearest.points_)
+
+    def of(self, vector: Floats) -> tuple[tuple[float, float, float], Floats]:
+        """See ``Distance.of_prompt``."""
+        if self._parts is None or self._nearest.index_ is not None or self._nearest.k_ != 1:
+            scores = Distance(self._nearest, self._parts).scores(vector[None])
+            projected, similarity, energy = map(float, scores.features()[0])
+            return (projected, similarity, energy), scores.head_logprobs[0]
+        found = self._rows @ vector
+        logits = found[self._head : self._hidden] + self._intercept
+        peak = float(logits.max())
+        energy = math.log(float(np.exp(logits - np.float32(peak)).sum())) + peak
+        hidden = np.maximum(found[self._hidden :] + self._bias, np.float32(0.0))
+        length = max(math.sqrt(float(hidden @ hidden)), 1e-6)
+        projected = float((self._projected @ hidden).max()) / length
+        similarity = float(found[: self._head].max())
+        return (projected, similarity, energy), logits - np.float32(energy)
+
+
 class Distance:
     """Similarity and, where labels form at least two classes, projection and energy."""
 
@@ -183,6 +218,16 @@ class Distance:
     def classes(self) -> list[str]:
         """The closed set of answers; empty for open tasks."""
         return self.categorical.head.classes_ if self.categorical else []
+
+    @cached_property
+    def _prompt(self) -> PromptScores:
+        return PromptScores(self.nearest, self.categorical)
+
+    def of_prompt(self, vector: Floats) -> tuple[tuple[float, float, float], Floats]:
+        """The three scores of one (d,) unit vector, in the order of ``DISTANCE_NAMES``, and the
+        head's log-probabilities, (classes,): what ``scores`` gives, up to rounding, in a third of
+        the time."""
+        return self._prompt.of(vector)
 
     def scores(self, vectors: Floats) -> DistanceScores:
         """All distance scores of (m, d) unit vectors."""

@@ -264,7 +264,7 @@ class Judge:
             return {}
         model, found = tier.combine, tier.all_features(look, prefix, self._length)
         wanted = float(np.log(self.threshold / max(1.0 - self.threshold, 1e-12)))
-        missing = wanted - float(model.decision_function(found))
+        missing = wanted - float(model.decision_function(np.array(found)))
         values = {}
         for index, name in enumerate(FEATURES):
             coefficient = float(model.coef_[index])

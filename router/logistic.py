@@ -7,6 +7,7 @@ through scikit-learn costs more than the rest of a decision.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -54,9 +55,9 @@ class Logistic:
 
         if outcome.all() or not outcome.any():
             raise FitError("both outcomes must occur to fit a logistic regression")
-        self.mean_ = features.mean(axis=0).astype(np.float64)
-        self.scale_ = np.maximum(features.std(axis=0), 1e-6).astype(np.float64)
-        scaled = (features - self.mean_) / self.scale_
+        mean = features.mean(axis=0).astype(np.float64)
+        spread = np.maximum(features.std(axis=0), 1e-6).astype(np.float64)
+        scaled = (features - mean) / spread
         found = minimize(
             _loss_and_gradient,
             np.zeros(features.shape[1] + 1),
@@ -66,19 +67,21 @@ class Logistic:
             method="L-BFGS-B",
             options={"maxiter": 2000},
         )
-        self.coef_ = np.asarray(found.x[:-1], dtype=np.float64)
-        self.intercept_ = float(found.x[-1])
-        return self
+        return self._with(mean, spread, np.asarray(found.x[:-1]), float(found.x[-1]))
 
     @classmethod
     def from_state(cls, mean: Floats, scale: Floats, coef: Floats, intercept: float) -> Logistic:
         """Rebuild a fitted model from what an artefact stores."""
-        model = cls()
-        model.mean_ = np.asarray(mean, dtype=np.float64)
-        model.scale_ = np.asarray(scale, dtype=np.float64)
-        model.coef_ = np.asarray(coef, dtype=np.float64)
-        model.intercept_ = intercept
-        return model
+        return cls()._with(mean, scale, coef, intercept)
+
+    def _with(self, mean: Floats, scale: Floats, coef: Floats, intercept: float) -> Self:
+        self.mean_, self.scale_, self.coef_ = (
+            np.asarray(values, dtype=np.float64) for values in (mean, scale, coef)
+        )
+        self.intercept_ = intercept
+        rows = zip(self.mean_, self.scale_, self.coef_, strict=True)
+        self._terms = [(float(mean), float(scale), float(coef)) for mean, scale, coef in rows]
+        return self
 
     def tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:
         """The state as an artefact stores it, under ``name.``."""
@@ -108,6 +111,14 @@ class Logistic:
         """Log-odds, shape (m,)."""
         total: Floats = self.contributions(features).sum(axis=-1) + self.intercept_
         return total
+
+    def probability(self, features: Sequence[float]) -> float:
+        """P(y = 1) of one row: ``predict_proba`` up to rounding. Of a dozen numbers Python makes a
+        sum sooner than numpy begins one."""
+        odds = self.intercept_
+        for value, (mean, scale, coef) in zip(features, self._terms, strict=True):
+            odds += (value - mean) / scale * coef
+        return 1.0 / (1.0 + math.exp(-min(max(odds, -36.0), 36.0)))
 
     def predict_proba(self, features: Floats) -> Floats:
         """P(y = 1), shape (m,); strictly increasing in the log-odds up to rounding."""

@@ -8,6 +8,7 @@ WordLlama's table (https://github.com/dleemiller/WordLlama, MIT) holds 256 numbe
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,11 +61,10 @@ class StaticEncoder:
         out = np.zeros((len(texts), self._table.shape[1]), dtype=np.float32)
         for row, text in enumerate(texts):
             ids = self._tokenizer.encode(clean(text), add_special_tokens=False).ids
-            if ids:
-                out[row] = self._table[ids].mean(axis=0, dtype=np.float32)
-        length = np.linalg.norm(out, axis=1, keepdims=True)
-        unit: Vectors = out / np.maximum(length, np.float32(1e-6))
-        return unit
+            if ids:  # the sum has the mean's direction
+                total = np.add.reduce(self._table[ids], axis=0, dtype=np.float32)
+                out[row] = total / np.float32(max(math.sqrt(float(total @ total)), 1e-6))
+        return out
 
 
 def load_static() -> StaticEncoder:

@@ -14,7 +14,6 @@ from router.distance import (
     DISTANCE_NAMES,
     Categorical,
     Distance,
-    DistanceScores,
     LinearHead,
     NearestPrompts,
 )
@@ -22,7 +21,6 @@ from router.encoder import Encoder
 from router.index import PromptIndex
 from router.logistic import Logistic
 from router.outlier import SIGNS as DISTANCE_SIGNS
-from router.outlier import outlier_probability
 from router.projection import Projection
 
 FEATURES = DISTANCE_NAMES + NAMES
@@ -35,10 +33,10 @@ Tensors = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a tier sees in one prompt: distance features, shape (3,), P(out), and the head's
+    """What a tier sees in one prompt: its three distance features, P(out), and the head's
     log-probabilities, shape (classes,)."""
 
-    features: Vector
+    features: tuple[float, ...]
     p_out: float
     head_logprobs: npt.NDArray[np.float32]
 
@@ -65,40 +63,32 @@ class Tier:
 
     def look(self, text: str) -> Look:
         """One prompt."""
-        return self.look_all([text])[0]
+        features, head_logprobs = self.distance.of_prompt(self.encoder.encode([text])[0])
+        return Look(features, self.outlier.probability(features), head_logprobs)
 
     def look_all(self, texts: Sequence[str]) -> list[Look]:
-        """Many prompts."""
-        return self.looks(self.distance.scores(self.encoder.encode(texts)))
+        """Many prompts, one at a time: a fit sees the very numbers that serving will."""
+        return [self.look(text) for text in texts]
 
-    def looks(self, scores: DistanceScores) -> list[Look]:
-        """Distance scores, prompt by prompt."""
-        features = scores.features().astype(np.float64)
-        outs = outlier_probability(self.outlier, scores)
-        return [
-            Look(features[row], float(outs[row]), scores.head_logprobs[row])
-            for row in range(len(features))
-        ]
-
-    def all_features(self, look: Look, prefix: Prefix, length: LengthScale) -> Vector:
+    def all_features(self, look: Look, prefix: Prefix, length: LengthScale) -> tuple[float, ...]:
         """Every feature of a decision, in the order of ``FEATURES``."""
         own = confidence_features(prefix, length, self.distance.classes, look.head_logprobs)
-        return np.concatenate([look.features, own])
+        return *look.features, *own
 
     def p_disagree(self, look: Look, prefix: Prefix, length: LengthScale) -> float:
         """P(student and teacher disagree); P(out) where nothing was combined."""
         if self.combine is None:
             return look.p_out
-        return float(self.combine.predict_proba(self.all_features(look, prefix, length)))
+        return self.combine.probability(self.all_features(look, prefix, length))
 
     def contributions(
         self, look: Look, prefix: Prefix | None, length: LengthScale
     ) -> dict[str, float]:
         """Additive log-odds of each feature towards 'teacher'."""
         if prefix is None or self.combine is None:
-            parts = self.outlier.contributions(look.features)
+            parts = self.outlier.contributions(np.array(look.features))
             return dict(zip(DISTANCE_NAMES, map(float, parts), strict=True))
-        parts = self.combine.contributions(self.all_features(look, prefix, length))
+        parts = self.combine.contributions(np.array(self.all_features(look, prefix, length)))
         return dict(zip(FEATURES, map(float, parts), strict=True))
 
     def tensors(self, name: str) -> dict[str, npt.NDArray[Any]]:

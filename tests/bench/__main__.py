@@ -22,9 +22,8 @@ import aiohttp
 import yaml
 
 from deploy.demo.processes import Child, Children, wait_ready
-from deploy.demo.task import traffic
 from tests.bench.load import Refused, Round, Side, load, memory_mib
-from tests.bench.mock import CHUNKS, PARK
+from tests.bench.mock import CHUNKS, PARK, recorded
 from tests.bench.nginx import start_nginx
 from tests.bench.peers import peers
 from tests.fakes.process import free_port
@@ -37,6 +36,8 @@ SLOW = {"LiteLLM proxy": 10}
 CONNECTIONS = (1, 16, 128)
 STREAMS = 200
 OPEN = 1000
+MIXED = 400
+"""Held-out utterances in the demo's mix (half in-domain), with what the student said to them."""
 BARE = "bare FastAPI + aiohttp"
 OFF = "ours, router off"
 CHAT = "/v1/chat/completions"
@@ -84,8 +85,7 @@ def ours(children: Children, folder: Path, upstream: str) -> list[Side]:
     loose = gateway(children, "no-capture", folder, upstream, "tests.bench.nocapture", **off)
     fresh = gateway(children, "fresh", folder, upstream, **forgets)
     kept = gateway(children, "kept", folder, upstream)
-    # Held-out utterances in the demo's mix; the mock answers each of them surely.
-    mixed = [u.text for u in traffic(ROOT / "tests/data/clinc150", 400)]
+    mixed = list(recorded())[:MIXED]
     auth = {"authorization": f"Bearer {KEY}"}
     return [
         Side("ours, router off, capture off", *loose, [FAR], auth),

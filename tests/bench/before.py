@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.processes import Children, wait_ready
-from deploy.demo.task import traffic
-from tests.bench.__main__ import floor, gateway
+from tests.bench.__main__ import MIXED, floor, gateway
 from tests.bench.load import Round, Side, load
+from tests.bench.mock import recorded
 from tests.fakes.process import free_port
 from tests.fakes.rig import FAR, IN_DOMAIN, KEY, ROOT
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help="with the bare pass-through")
     chosen = parser.parse_args()
     task, texts = PATHS[chosen.path]
-    texts = texts or [u.text for u in traffic(ROOT / "tests/data/clinc150", 400)]
+    texts = texts or list(recorded())[:MIXED]
     with tempfile.TemporaryDirectory() as name, Children(Path(name) / "logs") as children:
         port = free_port()
         mock = children.start("mock", [sys.executable, "-m", "tests.bench.mock", str(port)], {})

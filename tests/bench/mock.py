@@ -1,8 +1,9 @@
 """The upstream of the benchmarks: fixed answers over keep-alive, as cheap as Python allows.
 
-``python -m tests.bench.mock PORT``: ``/v1`` answers as a teacher, ``/student/v1`` as vLLM. A
-teacher's stream is ``CHUNKS`` events, one packet each; a prompt that says PARK gets one event and
-then silence.
+``python -m tests.bench.mock PORT``: ``/v1`` answers as a teacher, ``/student/v1`` as vLLM, with
+what the demo's student said when it was asked (``tests.bench.answers``), log-probabilities
+included, and surely 'apr' to anything else. A teacher's stream is ``CHUNKS`` events, one packet each; a prompt
+that says PARK gets one event and then silence.
 """
 
 from __future__ import annotations
@@ -10,9 +11,19 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import cast
 
-from tests.fakes.answers import completion, teacher_chunk, teacher_events, vllm_events
+from router.rows import StudentAnswer, read_rows
+from tests.fakes.answers import (
+    USAGE,
+    completion,
+    teacher_chunk,
+    teacher_events,
+    vllm_chunk,
+    vllm_events,
+)
 
 CHUNKS = 100
 GAP_S = 0.002
@@ -36,10 +47,33 @@ def _chunk(data: bytes) -> bytes:
 
 
 TEACHER = _whole(b"application/json", _ANSWER)
-STUDENT = _whole(
-    b"text/event-stream",
-    b"".join(map(_event, vllm_events(["ap", "r"]))) + b"data: [DONE]\n\n",
-)
+
+
+def _stream_of(events: Iterable[object]) -> bytes:
+    return _whole(b"text/event-stream", b"".join(map(_event, events)) + b"data: [DONE]\n\n")
+
+
+STUDENT = _stream_of(vllm_events(["ap", "r"]))
+RECORDED = Path(__file__).parents[1] / "data/heldout/answers.jsonl.gz"
+
+
+def recorded() -> dict[str, StudentAnswer]:
+    """The student's answers by prompt, in the order of the file: the demo's mix first."""
+    return {row.text: row.student for row in read_rows(RECORDED) if row.student is not None}
+
+
+def _events_of(answer: StudentAnswer) -> Iterator[object]:
+    yield vllm_chunk({"role": "assistant", "content": ""})
+    for number, token in enumerate(answer.tokens):
+        last = number == len(answer.tokens) - 1 and answer.finish_reason == "stop"
+        top = [{"token": "x", "logprob": value, "bytes": []} for value in token.top]
+        said = {"token": token.token, "logprob": token.logprob, "bytes": [], "top_logprobs": top}
+        content = "" if last else token.token
+        finish = answer.finish_reason if number == len(answer.tokens) - 1 else None
+        yield vllm_chunk({"content": content}, {"content": [said]}, finish)
+    yield {**vllm_chunk({}), "choices": [], "usage": USAGE}
+
+
 _EVENTS = [_event(e) for e in teacher_events([f"word{n} " for n in range(CHUNKS - 2)], usage=True)]
 STREAM = [_chunk(event) for event in _EVENTS]
 STREAM[0] = (
@@ -53,7 +87,8 @@ PARKED = STREAM[0] + _chunk(_event(teacher_chunk({"content": "a"})))
 class Mock(asyncio.Protocol):
     """Counts content lengths and answers; nothing else of HTTP."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: Mapping[str, bytes]) -> None:
+        self._answers = answers
         self._buffer = b""
         self._loop = asyncio.get_running_loop()
 
@@ -73,7 +108,8 @@ class Mock(asyncio.Protocol):
 
     def _answer(self, head: bytes, body: bytes) -> None:
         if b"/student/" in head[:80]:
-            self._transport.write(STUDENT)
+            asked = json.loads(body)["messages"][-1]["content"]
+            self._transport.write(self._answers.get(asked, STUDENT))
         elif b'"stream":true' not in body.replace(b" ", b""):
             self._transport.write(TEACHER)
         elif PARK.encode() in body:
@@ -92,7 +128,8 @@ class Mock(asyncio.Protocol):
 async def main(port: int) -> None:
     """Serve until killed."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Mock, "127.0.0.1", port, backlog=2048)
+    answers = {text: _stream_of(_events_of(answer)) for text, answer in recorded().items()}
+    server = await loop.create_server(lambda: Mock(answers), "127.0.0.1", port, backlog=2048)
     await server.serve_forever()
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.processes import Children, wait_ready
-from deploy.demo.task import traffic
-from tests.bench.__main__ import gateway
+from tests.bench.__main__ import MIXED, gateway
 from tests.bench.load import Round, Side, load, memory_mib
+from tests.bench.mock import recorded
 from tests.fakes.process import free_port
-from tests.fakes.rig import FAR, KEY, ROOT
+from tests.fakes.rig import FAR, KEY
 
 WORKERS = (1, 2, 4)
 ROUNDS = 5
@@ -36,7 +36,7 @@ def main() -> None:
         mock = children.start("mock", [sys.executable, "-m", "tests.bench.mock", str(port)], {})
         url = f"http://127.0.0.1:{port}"
         wait_ready(mock, f"{url}/", 20)
-        mixed = [u.text for u in traffic(ROOT / "tests/data/clinc150", 400)]
+        mixed = list(recorded())[:MIXED]
         off: dict[str, Any] = {"student": None, "router": None}
         paths = {
             "router off": (off, [FAR]),

@@ -40,6 +40,9 @@ def test_signs_are_kept_and_the_score_is_monotone_beyond_the_data() -> None:
     for column, sign in enumerate((1, 1, -1)):
         steps = np.array([base + sign * far * np.eye(3)[column] for far in (0, 5, 50, 500)])
         assert (np.diff(model.predict_proba(steps)) >= 0).all()
+        alone = [model.probability(row) for row in steps]
+        assert (np.diff(alone) >= 0).all()
+        np.testing.assert_allclose(alone, model.predict_proba(steps), rtol=1e-12)
 
 
 def test_contributions_add_up_to_the_log_odds() -> None:

@@ -42,16 +42,19 @@ def prefix(logprobs: list[float], text: str = "abc", finished: bool = True) -> P
 @given(st.lists(LOGPROBS, max_size=40), st.booleans())
 def test_features_are_finite_whatever_vllm_reports(logprobs: list[float], finished: bool) -> None:
     found = confidence_features(prefix(logprobs, finished=finished), SCALE, [], NO_HEAD)
-    assert found.shape == (len(NAMES),) == (len(SIGNS),)
+    assert len(found) == len(NAMES) == len(SIGNS)
     assert np.isfinite(found).all()
     assert found[1] >= FLOOR
+    values = [FLOOR if np.isnan(value) else max(value, FLOOR) for value in logprobs] or [FLOOR]
+    assert found[1] == pytest.approx(np.mean(values))
+    assert found[3] == pytest.approx(np.quantile(values, 0.1))
 
 
 def test_a_surer_answer_has_better_features() -> None:
     sure = TokenLogprob("a", -0.01, (-0.01, -6.0, -8.0))
     unsure = TokenLogprob("a", -0.9, (-0.9, -1.0, -2.0))
     better, worse = (
-        confidence_features(Prefix((token,) * 3, "a", True), SCALE, [], NO_HEAD)
+        np.array(confidence_features(Prefix((token,) * 3, "a", True), SCALE, [], NO_HEAD))
         for token in (sure, unsure)
     )
     signs = np.array(SIGNS)
@@ -130,6 +133,22 @@ def test_head_probabilities_add_up_for_two_classes_too() -> None:
         np.testing.assert_allclose(np.exp(scores.head_logprobs).sum(axis=1), 1.0, rtol=1e-4)
         named = [distance.classes[i] for i in scores.head_logprobs.argmax(axis=1)]
         assert np.mean([a == b for a, b in zip(named, labels, strict=True)]) > 0.95
+
+
+@pytest.mark.parametrize("classes", [0, 2, 5, 30])
+def test_one_prompt_scores_as_it_does_among_many(classes: int) -> None:
+    """An open task, two classes, and as many as make prototypes matter."""
+    vectors, labels = clusters(np.random.default_rng(4), classes or 3, 24)
+    distance = Distance.fitted(vectors, labels if classes else None)
+    strange = np.random.default_rng(5).normal(size=(40, vectors.shape[1])).astype(np.float32)
+    strange /= np.linalg.norm(strange, axis=1, keepdims=True)
+    strange[0] = 0.0  # a text without any token
+    for some in (vectors[::7], strange):
+        among = distance.scores(some)
+        for row, vector in enumerate(some):
+            features, head_logprobs = distance.of_prompt(vector)
+            np.testing.assert_allclose(features, among.features()[row], atol=2e-5)
+            np.testing.assert_allclose(head_logprobs, among.head_logprobs[row], atol=2e-4)
 
 
 def test_held_out_classes_teach_what_an_outlier_looks_like() -> None:
