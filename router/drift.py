@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import chdtrc
 
 BINS = 10
 BLOCK = 500
@@ -67,15 +68,25 @@ class Drift:
 def compare(reference: Reference, scores: Floats) -> Drift:
     """Compare a block of fresh scores, shape (n,), with the reference."""
     expected = np.array(reference.counts)
-    from scipy.stats import chi2_contingency  # half of a gateway's start, if loaded there
-
     found = _counts(scores, reference.edges)
     used = expected + found > 0
     p, q = _shares(expected), _shares(found)
     psi = float(((q - p) * np.log(q / p)).sum())
     if used.sum() < 2:
         return Drift(psi, 1.0)
-    return Drift(psi, float(chi2_contingency(np.vstack([expected, found])[:, used]).pvalue))
+    return Drift(psi, _p_value(np.vstack([expected, found])[:, used]))
+
+
+def _p_value(observed: npt.NDArray[np.int64]) -> float:
+    """Pearson's chi-squared test of two rows of counts, with Yates' correction for two columns:
+    ``scipy.stats.chi2_contingency``, whose import takes a second of a serving gateway."""
+    rows, columns = observed.sum(axis=1), observed.sum(axis=0)
+    expected = np.outer(rows, columns) / observed.sum()
+    off = np.abs(observed - expected)
+    freedom = len(columns) - 1
+    if freedom == 1:
+        off -= np.minimum(0.5, off)
+    return float(chdtrc(freedom, (off**2 / expected).sum()))
 
 
 def _counts(scores: Floats, edges: tuple[float, ...]) -> npt.NDArray[np.int64]:

@@ -32,9 +32,10 @@ PATHS: dict[str, tuple[dict[str, Any], list[str] | None]] = {
     "student": ({}, [IN_DOMAIN]),
     "mixed": ({}, None),
     "fresh": ({"router": {"remember": 0}}, None),
+    "first": ({"router": {"remember": 0}}, [FAR]),
 }
 """Router off; remembered and plainly out; remembered and served by the student; mixed traffic
-remembered; mixed traffic judged anew."""
+remembered; mixed traffic judged anew; the static tier alone, anew."""
 
 
 def laid_out(revision: str, folder: Path) -> Path:

@@ -2,8 +2,8 @@
 
 ``python -m tests.bench.mock PORT``: ``/v1`` answers as a teacher, ``/student/v1`` as vLLM, with
 what the demo's student said when it was asked (``tests.bench.answers``), log-probabilities
-included, and surely 'apr' to anything else. A teacher's stream is ``CHUNKS`` events, one packet each; a prompt
-that says PARK gets one event and then silence.
+included, and surely 'apr' to anything else. A teacher's stream is ``CHUNKS`` events, one packet
+each; a prompt that says PARK gets one event and then silence.
 """
 
 from __future__ import annotations
