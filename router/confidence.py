@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ FLOOR = -20.0
 """Log-probabilities below this are cut: vLLM may report -9999 or minus infinity."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prefix:
     """What the judge sees of a student answer."""
 
@@ -50,6 +51,20 @@ class Prefix:
         whole = len(answer.tokens) <= gate_tokens
         text = answer.text if whole else "".join(t.token for t in tokens)
         return cls(tokens, text, whole)
+
+    @cached_property
+    def surety(self) -> tuple[float, float, float, float, float]:
+        """The first five of ``NAMES``: what the tokens say, whichever tier asks. In plain Python: a
+        few tokens are summed sooner than numpy is called."""
+        values = sorted(_clamped(t.logprob) for t in self.tokens) or [FLOOR]
+        entropies = [_entropy(t) for t in self.tokens] or [0.0]
+        return (
+            _margin(self.tokens[0]) if self.tokens else 0.0,
+            sum(values) / len(values),
+            values[0],
+            _low(values),
+            sum(entropies) / len(entropies),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +87,14 @@ def confidence_features(
     classes: Sequence[str],
     head_logprobs: npt.NDArray[np.float32],
 ) -> tuple[float, ...]:
-    """The features named in ``NAMES``. In plain Python: an answer's few tokens are summed sooner
-    than numpy is called.
+    """The features named in ``NAMES``.
 
     ``known_answer`` is 1 when the text is (the beginning of) one of the task's closed answers;
     ``head_logprob`` is what the linear head thinks of that answer. Both are 0 for open tasks.
     """
-    values = sorted(_clamped(t.logprob) for t in prefix.tokens) or [FLOOR]
-    entropies = [_entropy(t) for t in prefix.tokens] or [0.0]
     known, head = _second_opinion(prefix, classes, head_logprobs)
     return (
-        _margin(prefix.tokens[0]) if prefix.tokens else 0.0,
-        sum(values) / len(values),
-        values[0],
-        _low(values),
-        sum(entropies) / len(entropies),
+        *prefix.surety,
         abs(len(prefix.tokens) - scale.mean) / scale.deviation,
         known,
         head,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from gateway.errors import GatewayError
@@ -20,6 +21,9 @@ class _Choice:
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str | None = None
     tools: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
+_FINISH_REASON = attrgetter("finish_reason")
 
 
 @dataclass(slots=True)
@@ -46,7 +50,7 @@ class Assembler:
     @property
     def finished(self) -> bool:
         """Whether every choice has its finish reason."""
-        return bool(self.choices) and all(c.finish_reason for c in self.choices.values())
+        return bool(self.choices) and all(map(_FINISH_REASON, self.choices.values()))
 
     @property
     def text(self) -> str:
