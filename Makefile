@@ -19,7 +19,7 @@ undefine GPU
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help env student-env clients base prometheus helm demo student judge rows test lint type format bench bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-counters bench-rollback bench-rolling bench-students bench-device bench-training-memory bench-weights nights nights-full clean
+.PHONY: help env student-env clients base prometheus helm demo student judge rows test lint type format bench bench-before bench-router bench-streams bench-faults bench-clients bench-capture bench-keys bench-store bench-outage bench-kills bench-soak bench-workers bench-distill-kills bench-promotions bench-counters bench-rollback bench-rolling bench-students bench-device bench-training-memory bench-weights nights nights-full clean
 
 help:  ## What there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
