@@ -24,6 +24,8 @@ from tests.fakes.upstream import FakeUpstream
 
 CLIENTS = 12
 WORKERS = 4
+ANSWERS = 10
+"""At least so many a kill, on average, or it would show little."""
 WHOLE = 0.25
 """Share of kills that take all processes at once; the others take one worker."""
 
@@ -112,8 +114,12 @@ async def under_load(gateway: GatewayProcess, witness: Witness) -> AsyncIterator
 
 
 async def load_and_kill(gateway: GatewayProcess, seconds: float, witness: Witness) -> None:
-    """Load from several clients, and a kill of everything in the middle of it."""
+    """Load from several clients, and a kill of everything so many seconds after an answer."""
     async with under_load(gateway, witness):
+        before = len(witness.ended)
+        async with asyncio.timeout(60):
+            while len(witness.ended) == before:
+                await asyncio.sleep(0.01)
         await asyncio.sleep(seconds)
         gateway.kill()
         await gateway.process.wait()
@@ -140,6 +146,9 @@ async def _kill_until_all(
     while toll.kills < kills:
         await asyncio.sleep(rng.uniform(0.2, 0.9))
         toll.kills += 1
+        async with asyncio.timeout(60):  # a slow machine's workers may not have begun by then
+            while len(toll.witness.ended) <= ANSWERS * toll.kills:
+                await asyncio.sleep(0.02)
         if workers == 1 or rng.random() < WHOLE or toll.kills == kills:
             toll.whole += 1
             gateway.kill()
