@@ -166,11 +166,7 @@ class PromptScores:
     """The scores of one prompt at a time, as serving needs them: what a vector is compared with
     lies in one matrix, and the least of numpy is called, since a call costs more than its work."""
 
-    def __init__(self, nearest: NearestPrompts, categorical: Categorical | None) -> None:
-        self._nearest = nearest
-        self._parts = parts = categorical
-        if parts is None:
-            return
+    def __init__(self, nearest: NearestPrompts, parts: Categorical) -> None:
         weight, bias = parts.projection.weight_, parts.projection.bias_
         self._rows = np.vstack([nearest.points_, parts.head.coef_, weight.T]).astype(np.float32)
         self._head = len(nearest.points_)
@@ -180,10 +176,6 @@ class PromptScores:
 
     def of(self, vector: Floats) -> tuple[tuple[float, float, float], Floats]:
         """See ``Distance.of_prompt``."""
-        if self._parts is None or self._nearest.index_ is not None or self._nearest.k_ != 1:
-            scores = Distance(self._nearest, self._parts).scores(vector[None])
-            projected, similarity, energy = map(float, scores.features()[0])
-            return (projected, similarity, energy), scores.head_logprobs[0]
         found = self._rows @ vector
         logits = found[self._head : self._hidden] + self._intercept
         peak = float(logits.max())
@@ -220,14 +212,21 @@ class Distance:
         return self.categorical.head.classes_ if self.categorical else []
 
     @cached_property
-    def _prompt(self) -> PromptScores:
-        return PromptScores(self.nearest, self.categorical)
+    def _prompt(self) -> PromptScores | None:
+        nearest, parts = self.nearest, self.categorical
+        if parts is None or nearest.index_ is not None or nearest.k_ != 1:
+            return None
+        return PromptScores(nearest, parts)
 
     def of_prompt(self, vector: Floats) -> tuple[tuple[float, float, float], Floats]:
         """The three scores of one (d,) unit vector, in the order of ``DISTANCE_NAMES``, and the
         head's log-probabilities, (classes,): what ``scores`` gives, up to rounding, in a third of
         the time."""
-        return self._prompt.of(vector)
+        if self._prompt is not None:
+            return self._prompt.of(vector)
+        scores = self.scores(vector[None])
+        projected, similarity, energy = map(float, scores.features()[0])
+        return (projected, similarity, energy), scores.head_logprobs[0]
 
     def scores(self, vectors: Floats) -> DistanceScores:
         """All distance scores of (m, d) unit vectors."""

@@ -113,18 +113,14 @@ class Logistic:
         return total
 
     def probability(self, features: Sequence[float]) -> float:
-        """P(y = 1) of one row: ``predict_proba`` up to rounding. Of a dozen numbers Python makes a
-        sum sooner than numpy begins one."""
+        """P(y = 1) of one row; strictly increasing in the log-odds up to rounding.
+
+        Of a dozen numbers Python makes a sum sooner than numpy begins one.
+        """
         odds = self.intercept_
         for value, (mean, scale, coef) in zip(features, self._terms, strict=True):
             odds += (value - mean) / scale * coef
         return 1.0 / (1.0 + math.exp(-min(max(odds, -36.0), 36.0)))
-
-    def predict_proba(self, features: Floats) -> Floats:
-        """P(y = 1), shape (m,); strictly increasing in the log-odds up to rounding."""
-        odds = np.clip(self.decision_function(features), -36.0, 36.0)
-        probability: Floats = 1.0 / (1.0 + np.exp(-odds))
-        return probability
 
 
 def _loss_and_gradient(

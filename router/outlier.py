@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from router.distance import Distance, DistanceScores, Floats
+from router.distance import Distance, Floats
 from router.logistic import Logistic
 
 FOLDS = 4
@@ -48,11 +48,6 @@ def fit_outlier(vectors: Floats, labels: Sequence[str] | None, seed: int) -> Log
     # Both sides weigh the same: the share of outliers in traffic is not known here.
     weight = np.where(out, 0.5 / max(out.mean(), 1e-9), 0.5 / max(1 - out.mean(), 1e-9))
     return Logistic().fit(np.vstack(features), out, weight, SIGNS)
-
-
-def outlier_probability(model: Logistic, scores: DistanceScores) -> npt.NDArray[np.float64]:
-    """P(out), shape (m,)."""
-    return model.predict_proba(scores.features()).astype(np.float64)
 
 
 def _similarity_only(vectors: Floats, seed: int) -> Logistic:

@@ -27,7 +27,6 @@ FEATURES = DISTANCE_NAMES + NAMES
 FEATURE_SIGNS = (*DISTANCE_SIGNS, *SIGNS)
 """Near, familiar and confident never speak for the teacher, whatever a small sample says."""
 
-Vector = npt.NDArray[np.float64]
 Tensors = Mapping[str, npt.NDArray[Any]]
 
 

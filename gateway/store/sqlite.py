@@ -52,7 +52,7 @@ class _Insert:
     """Rows of one table, many to a statement."""
 
     table: str
-    columns: Sequence[str]
+    columns: tuple[str, ...]
     known: str
     """What happens to those that are there already."""
 
@@ -61,11 +61,9 @@ class _Insert:
         changed = 0
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
-            changed += db.execute(self._sql(len(part)), list(chain.from_iterable(part))).rowcount
+            sql = _insert_sql(self.table, self.columns, self.known, len(part))
+            changed += db.execute(sql, list(chain.from_iterable(part))).rowcount
         return changed
-
-    def _sql(self, count: int) -> str:
-        return _insert_sql(self.table, tuple(self.columns), self.known, count)
 
 
 @functools.cache

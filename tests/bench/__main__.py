@@ -23,7 +23,7 @@ import yaml
 
 from deploy.demo.processes import Child, Children, wait_ready
 from tests.bench.load import Refused, Round, Side, load, memory_mib
-from tests.bench.mock import CHUNKS, PARK, recorded
+from tests.bench.mock import CHUNKS, PARK, mixed
 from tests.bench.nginx import start_nginx
 from tests.bench.peers import peers
 from tests.fakes.process import free_port
@@ -36,8 +36,6 @@ SLOW = {"LiteLLM proxy": 10}
 CONNECTIONS = (1, 16, 128)
 STREAMS = 200
 OPEN = 1000
-MIXED = 400
-"""Held-out utterances in the demo's mix (half in-domain), with what the student said to them."""
 BARE = "bare FastAPI + aiohttp"
 OFF = "ours, router off"
 CHAT = "/v1/chat/completions"
@@ -85,7 +83,6 @@ def ours(children: Children, folder: Path, upstream: str) -> list[Side]:
     loose = gateway(children, "no-capture", folder, upstream, "tests.bench.nocapture", **off)
     fresh = gateway(children, "fresh", folder, upstream, **forgets)
     kept = gateway(children, "kept", folder, upstream)
-    mixed = list(recorded())[:MIXED]
     auth = {"authorization": f"Bearer {KEY}"}
     return [
         Side("ours, router off, capture off", *loose, [FAR], auth),
@@ -94,8 +91,8 @@ def ours(children: Children, folder: Path, upstream: str) -> list[Side]:
         Side("ours, judgement remembered (out)", *kept, [FAR], auth),
         Side("ours, tiers 1 and 2, student", *fresh, [IN_DOMAIN], auth),
         Side("ours, judgement remembered, student", *kept, [IN_DOMAIN], auth),
-        Side("ours, mixed traffic", *fresh, mixed, auth),
-        Side("ours, mixed traffic, remembered", *kept, mixed, auth),
+        Side("ours, mixed traffic", *fresh, mixed(), auth),
+        Side("ours, mixed traffic, remembered", *kept, mixed(), auth),
     ]
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.processes import Children, wait_ready
-from tests.bench.__main__ import MIXED, floor, gateway
+from tests.bench.__main__ import floor, gateway
 from tests.bench.load import Round, Side, load
-from tests.bench.mock import recorded
+from tests.bench.mock import mixed
 from tests.fakes.process import free_port
 from tests.fakes.rig import FAR, IN_DOMAIN, KEY, ROOT
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help="with the bare pass-through")
     chosen = parser.parse_args()
     task, texts = PATHS[chosen.path]
-    texts = texts or list(recorded())[:MIXED]
+    texts = texts or mixed()
     with tempfile.TemporaryDirectory() as name, Children(Path(name) / "logs") as children:
         port = free_port()
         mock = children.start("mock", [sys.executable, "-m", "tests.bench.mock", str(port)], {})

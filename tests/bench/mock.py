@@ -54,12 +54,18 @@ def _stream_of(events: Iterable[object]) -> bytes:
 
 
 STUDENT = _stream_of(vllm_events(["ap", "r"]))
+MIXED = 400
 RECORDED = Path(__file__).parents[1] / "data/heldout/answers.jsonl.gz"
 
 
 def recorded() -> dict[str, StudentAnswer]:
     """The student's answers by prompt, in the order of the file: the demo's mix first."""
     return {row.text: row.student for row in read_rows(RECORDED) if row.student is not None}
+
+
+def mixed() -> list[str]:
+    """Held-out utterances in the demo's mix, half in-domain."""
+    return list(recorded())[:MIXED]
 
 
 def _events_of(answer: StudentAnswer) -> Iterator[object]:

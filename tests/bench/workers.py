@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.demo.processes import Children, wait_ready
-from tests.bench.__main__ import MIXED, gateway
+from tests.bench.__main__ import gateway
 from tests.bench.load import Round, Side, load, memory_mib
-from tests.bench.mock import recorded
+from tests.bench.mock import mixed
 from tests.fakes.process import free_port
 from tests.fakes.rig import FAR, KEY
 
@@ -36,11 +36,10 @@ def main() -> None:
         mock = children.start("mock", [sys.executable, "-m", "tests.bench.mock", str(port)], {})
         url = f"http://127.0.0.1:{port}"
         wait_ready(mock, f"{url}/", 20)
-        mixed = list(recorded())[:MIXED]
         off: dict[str, Any] = {"student": None, "router": None}
         paths = {
             "router off": (off, [FAR]),
-            "mixed, judged": ({"router": {"remember": 0}}, mixed),
+            "mixed, judged": ({"router": {"remember": 0}}, mixed()),
         }
         sides = []
         for path, (task, texts) in paths.items():

@@ -14,7 +14,7 @@ from router.data import closed_labels, thinned
 from router.distance import Distance, NearestPrompts
 from router.errors import FitError
 from router.evaluate import ood_metrics
-from router.outlier import fit_outlier, outlier_probability
+from router.outlier import fit_outlier
 from router.projection import Projection
 from router.rows import Row, StudentAnswer, TokenLogprob, usable
 from router.template import (
@@ -158,7 +158,7 @@ def test_held_out_classes_teach_what_an_outlier_looks_like() -> None:
     names = [name for name, kept in zip(labels, inside, strict=True) if kept]
     distance = Distance.fitted(vectors[inside], names)
     model = fit_outlier(vectors[inside], names, seed=1)
-    scores = outlier_probability(model, distance.scores(vectors))
+    scores = np.array([model.probability(distance.of_prompt(vector)[0]) for vector in vectors])
     assert ood_metrics(scores, ~inside)["auroc"] > 97
 
 
