@@ -117,7 +117,9 @@ def generated(model: Any, tokenizer: Any, rows: Sequence[Row], max_tokens: int) 
             for row in part
         ]  # fmt: skip
         inputs = tokenizer(texts, return_tensors="pt", padding=True).to(model.device)
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        # LoRA's own weights are in single precision whichever the model is in.
+        half = model.dtype == torch.bfloat16
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=half):
             out = model.generate(
                 **inputs, max_new_tokens=max_tokens, do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,

@@ -19,6 +19,7 @@ from typing import Any
 from distill.dev_agreement import Best, dev_callback
 from distill.digest import file_sha256, lines_sha256
 from distill.memory import MemoryTooSmall, planned
+from distill.precision import training_dtype
 from router.comparator import plain_comparator
 from router.folders import new_folder
 from router.rows import Row
@@ -178,7 +179,8 @@ def _fit(
         _reproducible_on_gpu()
     tokenizer = AutoTokenizer.from_pretrained(base)
     _assert_boundary(tokenizer, lesson.examples)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    dtype = training_dtype()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     work = work or out / "checkpoints"
     last = get_last_checkpoint(str(work)) if work.is_dir() else None
     try:
@@ -197,7 +199,7 @@ def _fit(
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=settings.warmup_ratio,
-        bf16=True,
+        bf16=dtype == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=through.checkpointing,
         max_length=None,
@@ -242,6 +244,7 @@ def _fit(
     metrics: dict[str, Any] = {
         "train_loss": round(float(result.training_loss), 5), "loss_curve": losses,
         "rows_at_once": through.at_once, "checkpointing": through.checkpointing,
+        "precision": str(dtype).removeprefix("torch."),
     }  # fmt: skip
     if dev:
         metrics |= {

@@ -18,27 +18,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.request import Api
 from gateway.auth import Principal
-from gateway.clock import within
 from gateway.errors import GatewayError
 from gateway.feedback import PATH as FEEDBACK
 from gateway.ids import new_id
 from gateway.incoming import Incoming
 from gateway.keepalive import kept_alive
 from gateway.logs import log
-from gateway.protocol import Client
+from gateway.protocol import Client, TooSlow
 from gateway.replays import HEADER, Recorder, Said, Sender
 from gateway.service import Service
 from gateway.settings import OWN_PATHS
+from gateway.sse import CONTENT_TYPE
 from gateway.turn import Reply, Turn
 from gateway.upstream import UpstreamError
 
 EMBEDDINGS = "/v1/embeddings"
 _JUDGED: Mapping[str, Api] = {f"/v1{api.path}": api for api in Api}
-_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
-
-
-class _TooSlow(Exception):
-    """The client does not take what it is sent."""
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -174,7 +169,7 @@ async def _while_there(scope: Scope, work: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         if not left:
             raise
-    except _TooSlow:
+    except TooSlow:
         pass  # returning without the body's end makes the server cut the connection
     finally:
         gone.discard(leave)
@@ -195,7 +190,7 @@ async def _forwarded(service: Service, incoming: Incoming) -> None:
     async def serve(principal: Principal) -> None:
         reply = await service.forward(incoming, principal)
         try:
-            await _send(incoming.client, reply, service.config.limits.send_timeout_s)
+            await _send(incoming.client, reply)
         except UpstreamError as error:
             # Returning without the body's end makes the server cut the connection, as it must be.
             log("passthrough_cut", error=str(error))
@@ -207,6 +202,7 @@ async def _counted(
     service: Service, incoming: Incoming, serve: Callable[[Principal], Awaitable[None]]
 ) -> None:
     """A request counts as in flight from its head on until its answer's end."""
+    incoming.client.patience_s = service.config.limits.send_timeout_s
     try:
         principal = service.enter(incoming)
         try:
@@ -215,7 +211,7 @@ async def _counted(
             service.leave(principal)
     except GatewayError as error:
         await _refuse(incoming.client, error)
-    except _TooSlow:
+    except TooSlow:
         raise
     except Exception as error:
         log("internal_error", error=repr(error))
@@ -224,7 +220,7 @@ async def _counted(
 
 
 async def _refuse(send: Sender, error: GatewayError) -> None:
-    await _send_whole(send, _error_reply(error, {"x-request-id": new_id()}))
+    await _send(send, _error_reply(error, {"x-request-id": new_id()}))
 
 
 async def _once(service: Service, turn: Turn, key: str, send: Sender) -> None:
@@ -243,14 +239,12 @@ async def _once(service: Service, turn: Turn, key: str, send: Sender) -> None:
 
 
 async def _answer(service: Service, turn: Turn, send: Sender) -> None:
-    limits = service.config.limits
-    if turn.request.stream and limits.keepalive_after_s is not None:
-        await kept_alive(
-            turn, _reply(service, turn), _patient(send, limits.send_timeout_s),
-            limits.keepalive_after_s, lambda reply: _send(send, reply, limits.send_timeout_s),
-        )  # fmt: skip
-        return
-    await _send(send, await _reply(service, turn), limits.send_timeout_s)
+    after_s = service.config.limits.keepalive_after_s
+    if turn.request.stream and after_s is not None:
+        work = _reply(service, turn)
+        await kept_alive(turn, work, send, after_s, lambda reply: _send(send, reply))
+    else:
+        await _send(send, await _reply(service, turn))
 
 
 async def _reply(service: Service, turn: Turn) -> Reply:
@@ -265,53 +259,23 @@ async def _reply(service: Service, turn: Turn) -> Reply:
         return _error_reply(_internal(), turn.headers("yes"))
 
 
-def _patient(send: Send, limit_s: float) -> Send:
-    """Sends within ``limits.send_timeout_s`` for each part: a client that reads no further must
-    not hold an upstream."""
-
-    async def sending(message: Any) -> None:
-        try:
-            with within(limit_s):
-                await send(message)
-        except TimeoutError:
-            log("client_too_slow", seconds=limit_s)
-            raise _TooSlow from None
-
-    return sending
-
-
-async def _send(send: Sender, reply: Reply, limit_s: float) -> None:
+async def _send(send: Sender, reply: Reply) -> None:
     if isinstance(reply.body, bytes):
-        await _send_whole(send, reply)
+        headers = {"content-type": "application/json", **reply.headers}
+        await send.whole(reply.status, headers, reply.body)
     else:
-        await _send_stream(_patient(send, limit_s), reply, reply.body)
+        await _send_stream(send, reply, reply.body)
 
 
-async def _send_whole(send: Sender, reply: Reply) -> None:
-    assert isinstance(reply.body, bytes)
-    headers = {"content-type": "application/json", **reply.headers}
-    await send.whole(reply.status, headers, reply.body)
-
-
-async def _send_stream(send: Send, reply: Reply, body: AsyncGenerator[bytes]) -> None:
+async def _send_stream(send: Sender, reply: Reply, body: AsyncGenerator[bytes]) -> None:
     """The first part is pulled before the head is sent: a stream that was never begun could not
     clean up behind itself."""
-    try:
+    async with contextlib.aclosing(body):
         part = await anext(body, b"")
-        headers = _encoded(reply.headers)
-        if "content-type" not in reply.headers:
-            headers.append(_EVENTS)
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send.begin(reply.status, {**CONTENT_TYPE, **reply.headers}, part)
         async for part in body:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-    finally:
-        await body.aclose()
-
-
-def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+            await send.part(part)
+        await send.end()
 
 
 def _error_reply(error: GatewayError, headers: Mapping[str, str]) -> Reply:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
@@ -28,7 +28,7 @@ class Events:
     """Pulls events one at a time. After ``End`` only ``End.EOF`` follows."""
 
     def __init__(self, response: UpstreamResponse) -> None:
-        self._chunks: AsyncIterator[bytes] = response.chunks()
+        self._response = response
         self._parser = EventParser()
         self._ready: deque[Event] = deque()
         self._over = False
@@ -42,9 +42,8 @@ class Events:
         while not self._ready:
             if self._over:
                 return End.EOF
-            try:
-                chunk = await anext(self._chunks)
-            except StopAsyncIteration:
+            chunk = await self._response.some()
+            if not chunk:
                 self._over = True
                 return End.EOF
             self._parse(chunk)

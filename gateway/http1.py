@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import socket
 import ssl
 import zlib
@@ -62,8 +63,8 @@ class Answer:
     """A response whose head is here; its body comes."""
 
     __slots__ = (
-        "_connection", "_failure", "_inflate", "_over", "_parts", "_size", "_waiter", "headers",
-        "status",
+        "_connection", "_due", "_failure", "_inflate", "_over", "_parts", "_size", "_waiter",
+        "_watch", "headers", "status",
     )  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
@@ -76,22 +77,20 @@ class Answer:
         self._over = False
         self._failure: str | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._due = math.inf
+        self._watch: asyncio.TimerHandle | None = None
         self._inflate: Any = None
 
-    @property
-    def ready(self) -> bool:
-        """Whether ``some`` has something to say at once."""
-        return bool(self._parts) or self._over or self._failure is not None
-
-    async def some(self) -> bytes:
+    async def some(self, within_s: float = math.inf) -> bytes:
         """All of the body that has come and was not read; nothing at its end.
 
         Raises:
             BrokenHttp: the body is not whole, after what came of it was read.
+            TimeoutError: nothing came for so long.
         """
         while True:
-            if not self.ready:
-                await self._wait()
+            if not (self._parts or self._over or self._failure is not None):
+                await self._wait(within_s)
             elif self._parts:
                 data = self._taken()
                 if self._inflate is not None:
@@ -110,6 +109,8 @@ class Answer:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
+        if self._watch is not None:
+            self._watch.cancel()
 
     async def head(self) -> None:
         """Wait for it.
@@ -144,12 +145,33 @@ class Answer:
             self._parts.insert(0, self._inflate.unconsumed_tail)
         return found
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+    async def _wait(self, within_s: float = math.inf) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        if within_s != math.inf:
+            self._due = loop.time() + within_s
+            # One timer sees many chunks come: it looks at its time how long ago the last one was.
+            if self._watch is None or self._watch.when() > self._due:
+                self._look_at(loop)
         try:
             await self._waiter
         finally:
-            self._waiter = None
+            self._waiter, self._due = None, math.inf
+
+    def _look_at(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        self._watch = loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._watch = None
+        if self._waiter is None or self._waiter.done() or self._due == math.inf:
+            return  # whoever waits next sets it again
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._due:
+            self._look_at(loop)
+        else:
+            self._waiter.set_exception(TimeoutError())
 
     def began(self, status: int, headers: Mapping[str, str]) -> None:
         """The head is here."""

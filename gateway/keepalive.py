@@ -13,9 +13,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import orjson
-from starlette.types import Send
 
 from gateway.api.request import Api
+from gateway.replays import Sender
+from gateway.sse import CONTENT_TYPE
 from gateway.streams.responses import typed
 from gateway.turn import Reply, Turn
 
@@ -26,7 +27,7 @@ COMMENT = b": keep-alive\n\n"
 async def kept_alive(
     turn: Turn,
     answer: Coroutine[Any, Any, Reply],
-    send: Send,
+    send: Sender,
     after_s: float,
     send_reply: Callable[[Reply], Awaitable[None]],
 ) -> None:
@@ -39,10 +40,12 @@ async def kept_alive(
             begun = True
             await send_reply(work.result())
             return
-        await send({"type": "http.response.start", "status": 200, "headers": _early(turn)})
-        while not done:
-            await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
+        await send.begin(200, _early(turn), COMMENT)
+        while True:
             done, _ = await asyncio.wait({work}, timeout=after_s)
+            if done:
+                break
+            await send.part(COMMENT)
         begun = True
         await _rest(turn, send, work.result())
     finally:
@@ -50,16 +53,14 @@ async def kept_alive(
             await _given_up(work)
 
 
-async def _rest(turn: Turn, send: Send, reply: Reply) -> None:
+async def _rest(turn: Turn, send: Sender, reply: Reply) -> None:
     if isinstance(reply.body, bytes):
-        await send({"type": "http.response.body", "body": _event(turn, reply.body)})
-        return
-    try:
-        async for part in reply.body:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-    finally:
-        await reply.body.aclose()
+        await send.part(_event(turn, reply.body))
+    else:
+        async with contextlib.aclosing(reply.body) as body:
+            async for part in body:
+                await send.part(part)
+    await send.end()
 
 
 def _event(turn: Turn, body: bytes) -> bytes:
@@ -71,15 +72,9 @@ def _event(turn: Turn, body: bytes) -> bytes:
     return typed({"type": "error", "sequence_number": 0, **told})
 
 
-def _early(turn: Turn) -> list[tuple[bytes, bytes]]:
+def _early(turn: Turn) -> dict[str, str]:
     pending = {f"x-understudy-{name}": "pending" for name in ("served-by", "reason", "captured")}
-    headers = {
-        "content-type": "text/event-stream; charset=utf-8",
-        "cache-control": "no-cache",
-        "x-request-id": turn.id,
-        **pending,
-    }
-    return [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {**CONTENT_TYPE, "cache-control": "no-cache", "x-request-id": turn.id, **pending}
 
 
 async def _given_up(work: asyncio.Task[Reply]) -> None:

@@ -101,5 +101,5 @@ class Passthrough:
 async def _relayed(response: UpstreamResponse) -> AsyncGenerator[bytes]:
     """The bytes as they arrive; an answer that is cut ends the connection, not the body."""
     async with response:
-        async for chunk in response.chunks():
+        while chunk := await response.some():
             yield chunk

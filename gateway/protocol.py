@@ -11,13 +11,14 @@ from enum import Enum, auto
 from typing import Any, ClassVar
 
 import orjson
-from starlette.types import Message, Scope
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
+from gateway.clock import within
 from gateway.errors import GatewayError
 from gateway.logs import log
 
@@ -25,15 +26,28 @@ _CLIENT = "understudy.client"
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 """What no header may hold (RFC 9110, section 5.5)."""
 
+_BODILESS = (204, 304)
+
+
+class TooSlow(Exception):
+    """The client does not take what it is sent."""
+
 
 class Client:
-    """Whoever sent a request: what the application can ask of the connection beyond ASGI. Called,
-    it is ASGI's ``send``."""
+    """Whoever sent a request: takes the answer, whole or in parts, without ASGI's messages, which
+    for a stream cost as much as the sending itself.
 
-    __slots__ = ("_cycle", "gone")
+    What is sent to a client that left is dropped. ``begin``, ``part`` and ``whole`` raise
+    ``TooSlow`` after ``patience_s`` of waiting for a client that reads no further: it must not hold
+    an upstream.
+    """
+
+    __slots__ = ("_chunked", "_cycle", "gone", "patience_s")
 
     def __init__(self, cycle: RequestResponseCycle, gone: set[Callable[[], None]]) -> None:
         self._cycle = cycle
+        self._chunked = True
+        self.patience_s: float | None = None
         self.gone = gone
         """Called when the connection is lost."""
 
@@ -48,9 +62,43 @@ class Client:
         """Whether the request's body is here to its end."""
         return not self._cycle.more_body
 
-    async def __call__(self, message: Message) -> None:
-        """Send a part of an answer."""
-        await self._cycle.send(message)  # type: ignore[arg-type]
+    async def begin(self, status: int, headers: Mapping[str, str], part: bytes) -> None:
+        """Send the head of an answer that comes in parts, and the first of them; ``end`` ends it.
+
+        Raises:
+            RuntimeError: a header cannot be sent, or an answer has begun already.
+        """
+        cycle = self._cycle
+        lines = _lines(headers)
+        # HTTP/1.0 knows no chunks: the body ends with the connection (RFC 9112, section 6).
+        bodiless = status in _BODILESS
+        self._chunked = not bodiless and cycle.scope["http_version"] != "1.0"
+        if self._chunked:
+            lines.append("transfer-encoding: chunked")
+        elif not bodiless:
+            cycle.keep_alive = False
+        if cycle.flow.write_paused:
+            await self._ready()
+        head = self._head(status, lines)
+        if not cycle.disconnected:
+            cycle.transport.write(head)
+            await self.part(part)
+
+    async def part(self, data: bytes) -> None:
+        """Send a part of the body."""
+        cycle = self._cycle
+        if cycle.flow.write_paused:
+            await self._ready()
+        if data and not cycle.disconnected:  # a chunk of nothing would end the body
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    async def end(self) -> None:
+        """The body is whole."""
+        cycle = self._cycle
+        if not cycle.disconnected:
+            if self._chunked:
+                cycle.transport.write(b"0\r\n\r\n")
+            self._over()
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """Send an answer: head and body in one system call, where ASGI's two messages take two.
@@ -59,27 +107,50 @@ class Client:
             RuntimeError: a header cannot be sent, or an answer has begun already.
         """
         cycle = self._cycle
-        if cycle.flow.write_paused and not cycle.disconnected:
-            await cycle.flow.drain()
-        if cycle.disconnected:
-            return
+        lines = _lines(headers)
+        lines.append(f"content-length: {len(body)}")
+        if cycle.flow.write_paused:
+            await self._ready()
+        head = self._head(status, lines)
+        if not cycle.disconnected:
+            cycle.transport.write(head + body)
+            self._over()
+
+    def _head(self, status: int, lines: list[str]) -> bytes:
+        cycle = self._cycle
         if cycle.response_started:
             raise RuntimeError("an answer has begun already")
-        lines = [f"{name}: {value}" for name, value in headers.items()]
-        lines.append(f"content-length: {len(body)}")
-        if any(map(_CONTROL.search, lines)):
-            raise RuntimeError("a header holds a control character")
+        cycle.response_started = True
+        cycle.waiting_for_100_continue = False
         if not cycle.keep_alive:
             lines.append("connection: close")
         usual = b"".join(b"%b: %b\r\n" % header for header in cycle.default_headers)
         said = "\r\n".join(lines).encode("latin-1", "replace")
-        cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        cycle.transport.write(b"%b%b%b\r\n\r\n%b" % (STATUS_LINE[status], usual, said, body))
+        return b"%b%b%b\r\n\r\n" % (STATUS_LINE[status], usual, said)
+
+    def _over(self) -> None:
+        cycle = self._cycle
+        cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
         cycle.on_response()
+
+    async def _ready(self) -> None:
+        """Until the connection takes more, or is lost."""
+        try:
+            with within(self.patience_s):
+                await self._cycle.flow.drain()
+        except TimeoutError:
+            log("client_too_slow", seconds=self.patience_s)
+            raise TooSlow from None
+
+
+def _lines(headers: Mapping[str, str]) -> list[str]:
+    lines = [f"{name}: {value}" for name, value in headers.items()]
+    if any(map(_CONTROL.search, lines)):
+        raise RuntimeError("a header holds a control character")
+    return lines
 
 
 class _Phase(Enum):

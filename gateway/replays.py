@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from starlette.types import Message
-
 from gateway.errors import GatewayError
 from gateway.upstream import monotonic
 
@@ -28,10 +26,16 @@ LONGEST_KEY = 255
 
 
 class Sender(Protocol):
-    """Takes an answer: message by message, as ASGI's ``send`` does, or whole."""
+    """Takes an answer, in parts or whole; see ``gateway.protocol.Client``."""
 
-    async def __call__(self, message: Message) -> None:
-        """A part."""
+    async def begin(self, status: int, headers: Mapping[str, str], part: bytes) -> None:
+        """Its head and the first part."""
+
+    async def part(self, data: bytes) -> None:
+        """Another part."""
+
+    async def end(self) -> None:
+        """There are no more."""
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """All of it."""
@@ -60,17 +64,21 @@ class Recorder:
     _parts: list[bytes] = field(default_factory=list)
     _over: bool = False
 
-    async def __call__(self, message: Message) -> None:
-        """An ASGI ``send``."""
-        await self.send(message)
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            self._headers = {
-                name.decode(): value.decode("latin-1") for name, value in message["headers"]
-            }
-        else:
-            self._parts.append(message.get("body", b""))
-            self._over = not message.get("more_body", False)
+    async def begin(self, status: int, headers: Mapping[str, str], part: bytes) -> None:
+        """As ``Sender``."""
+        await self.send.begin(status, headers, part)
+        self._status, self._headers = status, headers
+        self._parts.append(part)
+
+    async def part(self, data: bytes) -> None:
+        """As ``Sender``."""
+        await self.send.part(data)
+        self._parts.append(data)
+
+    async def end(self) -> None:
+        """As ``Sender``."""
+        await self.send.end()
+        self._over = True
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """As ``Sender``."""

@@ -5,12 +5,16 @@ Source: WHATWG HTML, section 9.2 (event stream interpretation); only ``data`` ma
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 import orjson
 
+CONTENT_TYPE = {"content-type": "text/event-stream; charset=utf-8"}
 DONE = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 8 << 20
+_ONE = re.compile(rb"data: [^\r\n]+\n\n")
+"""What a chunk usually is: one whole event."""
 
 
 class EventTooLarge(Exception):
@@ -37,6 +41,8 @@ class EventParser:
         """
         if not chunk:
             return []
+        if not (self._pending or self._data or self._skip_lf) and _ONE.fullmatch(chunk):
+            return [chunk[6:-2]]
         skip, self._skip_lf = self._skip_lf and chunk[:1] == b"\n", chunk[-1:] == b"\r"
         if skip:
             chunk = chunk[1:]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -76,29 +76,23 @@ class UpstreamResponse:
             self._owner.in_flight -= 1
             self._raw.close()
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives.
+    async def some(self) -> bytes:
+        """What has come of the body and was not read, at least a byte; nothing at its end.
 
         Raises:
             UpstreamError: ``cut`` or ``timeout``.
         """
-        raw, idle_s = self._raw, self._timeouts.idle_s
-        while True:
-            try:
-                if raw.ready:
-                    chunk = await raw.some()
-                else:
-                    with within(min(idle_s, self._until - monotonic())):
-                        chunk = await raw.some()
-            except TimeoutError:
-                late = monotonic() >= self._until
-                why = "took too long" if late else f"silent for {idle_s:g} s"
-                raise UpstreamError("timeout", why) from None
-            except (BrokenHttp, OSError) as error:
-                raise UpstreamError("cut", f"answer was cut: {error}") from error
-            if not chunk:
-                return
-            yield chunk
+        limit = idle_s = self._timeouts.idle_s
+        if self._until != math.inf:
+            limit = min(idle_s, self._until - monotonic())
+        try:
+            return await self._raw.some(limit)
+        except TimeoutError:
+            late = monotonic() >= self._until
+            why = "took too long" if late else f"silent for {idle_s:g} s"
+            raise UpstreamError("timeout", why) from None
+        except (BrokenHttp, OSError) as error:
+            raise UpstreamError("cut", f"answer was cut: {error}") from error
 
     async def read(self) -> bytes:
         """The whole body.
@@ -108,7 +102,7 @@ class UpstreamResponse:
         """
         parts: list[bytes] = []
         size = 0
-        async for chunk in self.chunks():
+        while chunk := await self.some():
             parts.append(chunk)
             size += len(chunk)
             if size > MAX_ANSWER_BYTES:

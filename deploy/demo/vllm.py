@@ -41,18 +41,31 @@ class VllmSettings:
 
 def start_vllm(children: Children, settings: VllmSettings) -> Child:
     """Start the server, of a GPU build where there is a GPU; ``vllm_ready`` waits for it."""
+    on_gpu = shutil.which("nvidia-smi") is not None
+    dtype = "bfloat16" if on_gpu else cpu_dtype(Path("/proc/cpuinfo"))
     command = [
         str(settings.python), "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(settings.base), "--served-model-name", "student",
         "--host", "127.0.0.1", "--port", str(settings.port),
-        "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", "16",
+        "--dtype", dtype, "--max-model-len", "2048", "--max-num-seqs", "16",
         "--enable-lora", "--max-lora-rank", "16", "--max-loras", "4",
-        *(_GPU if shutil.which("nvidia-smi") else _CPU),
+        *(_GPU if on_gpu else _CPU),
     ]  # fmt: skip
     # vLLM looks for compilers and libraries through PATH; the parent's Python settings would leak.
     env = {**_ENV, "PATH": f"{settings.python.parent}:{os.environ.get('PATH', '')}"}
     # Its threads fill every core; what answers in microseconds must not queue behind them.
     return children.start("vllm", command, env, nice=5)
+
+
+def cpu_dtype(cpuinfo: Path) -> str:
+    """The precision that a CPU serves fastest: bfloat16, for which an x86 one needs AVX-512.
+
+    Without, torch multiplies bfloat16 element by element: 0.5 answers a second at eight requests at
+    once, where single precision gives 1.1 (``tests/bench/README.md``).
+    """
+    found = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    flags = next((line for line in found.splitlines() if line.startswith("flags")), None)
+    return "float32" if flags is not None and "avx512f" not in flags.split() else "bfloat16"
 
 
 def vllm_ready(child: Child, settings: VllmSettings) -> float:

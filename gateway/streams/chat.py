@@ -42,9 +42,13 @@ class Assembler:
         self.fingerprint = chunk.get("system_fingerprint") or self.fingerprint
         self.upstream_model = chunk.get("model") or self.upstream_model
         for raw in chunk.get("choices") or ():
-            choice = self.choices.setdefault(int(raw.get("index", 0)), _Choice())
+            index = int(raw.get("index", 0))
+            choice = self.choices.get(index)
+            if choice is None:
+                choice = self.choices[index] = _Choice()
             choice.finish_reason = raw.get("finish_reason") or choice.finish_reason
-            choice.logprobs += (raw.get("logprobs") or {}).get("content") or ()
+            if logprobs := raw.get("logprobs"):
+                choice.logprobs += logprobs.get("content") or ()
             self._merge(choice, raw.get("delta") or {})
 
     @property
@@ -256,9 +260,9 @@ def trimmed(logprobs: Mapping[str, Any] | None, alternatives: int | None) -> dic
 
 def _empty(choice: Mapping[str, Any]) -> bool:
     """Nothing but an empty text: vLLM's closing tokens leave such deltas behind."""
-    delta = choice["delta"]
-    return (
-        not choice.get("finish_reason")
-        and not choice.get("logprobs")
-        and all(value in ("", None, []) for value in delta.values())
-    )
+    if choice.get("finish_reason") or choice.get("logprobs"):
+        return False
+    for value in choice["delta"].values():  # a plain loop: this is asked for every token
+        if value not in ("", None, []):
+            return False
+    return True

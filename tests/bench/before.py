@@ -21,10 +21,11 @@ from typing import Any
 from deploy.demo.processes import Children, wait_ready
 from tests.bench.__main__ import floor, gateway
 from tests.bench.load import Round, Side, load
-from tests.bench.mock import mixed
+from tests.bench.mock import CHUNKS, mixed
 from tests.fakes.process import free_port
 from tests.fakes.rig import FAR, IN_DOMAIN, KEY, ROOT
 
+STREAMS = "streams"
 OFF: dict[str, Any] = {"student": None, "router": None}
 PATHS: dict[str, tuple[dict[str, Any], list[str] | None]] = {
     "off": (OFF, [FAR]),
@@ -33,9 +34,10 @@ PATHS: dict[str, tuple[dict[str, Any], list[str] | None]] = {
     "mixed": ({}, None),
     "fresh": ({"router": {"remember": 0}}, None),
     "first": ({"router": {"remember": 0}}, [FAR]),
+    STREAMS: (OFF, [FAR]),
 }
 """Router off; remembered and plainly out; remembered and served by the student; mixed traffic
-remembered; mixed traffic judged anew; the static tier alone, anew."""
+remembered; mixed traffic judged anew; the static tier alone, anew; streams, router off."""
 
 
 def laid_out(revision: str, folder: Path) -> Path:
@@ -60,7 +62,7 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help="with the bare pass-through")
     chosen = parser.parse_args()
     task, texts = PATHS[chosen.path]
-    texts = texts or mixed()
+    texts, streamed = texts or mixed(), chosen.path == STREAMS
     with tempfile.TemporaryDirectory() as name, Children(Path(name) / "logs") as children:
         port = free_port()
         mock = children.start("mock", [sys.executable, "-m", "tests.bench.mock", str(port)], {})
@@ -83,10 +85,13 @@ def main() -> None:
         rounds: dict[str, list[Round]] = {side.name: [] for side in sides}
         for number in range(chosen.rounds + 1):
             for side in sides:
-                measured = asyncio.run(load(side, chosen.requests, chosen.connections))
+                measured = asyncio.run(
+                    load(side, chosen.requests, chosen.connections, stream=streamed)
+                )
                 if number:  # the first round warms up
                     rounds[side.name].append(measured)
-    print(f"{chosen.path}, {chosen.connections} connections")
+    print(f"{chosen.path}, {chosen.connections} connections"
+          f"{f'; a stream has {CHUNKS} chunks' if streamed else ''}")  # fmt: skip
     for label, found in rounds.items():
         costs = sorted(r.cpu_us for r in found)
         ratio = statistics.median(

@@ -284,6 +284,30 @@ async def test_a_body_that_is_not_read_takes_its_connection_with_it() -> None:
             await gone.wait()
 
 
+async def test_silence_is_bounded_and_a_trickle_is_not() -> None:
+    """One timer sees all parts of a body: it must neither count from the first one, nor miss that
+    the last was the last, nor outlive a shorter limit that comes later."""
+    connection, _, answer = opened()
+    connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    await answer.head()
+    loop = asyncio.get_running_loop()
+    for number in range(12):  # more than twice the limit
+        loop.call_later(0.05, connection.data_received, b"1\r\n%x\r\n" % number)
+        assert await answer.some(0.3) == b"%x" % number
+    began = loop.time()
+    with pytest.raises(TimeoutError):
+        await answer.some(0.3)
+    assert loop.time() - began >= 0.3
+    loop.call_later(0.05, connection.data_received, b"1\r\na\r\n")
+    assert await answer.some(60) == b"a"
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            await answer.some(0.05)
+    connection.data_received(b"1\r\nb\r\n")
+    assert await answer.some(0) == b"b", "what is there is given, however late"
+    connection.abort()
+
+
 async def test_a_request_that_is_given_up_frees_the_upstream() -> None:
     gone = asyncio.Event()
 

@@ -44,6 +44,18 @@ async def test_bytes_and_status_pass_untouched_and_say_so(tmp_path: Path) -> Non
         assert not r.stored()
 
 
+async def test_an_answer_without_a_body_has_no_framing(tmp_path: Path) -> None:
+    async def nothing(received: Received, wire: Wire) -> None:
+        await wire.head(204, {})
+
+    async with rig(tmp_path, top=TOP) as r:
+        r.teacher.handler = nothing
+        for _ in range(2):  # on one connection: a chunk too many would be the next one's head
+            response = await r.client.post("/v1/moderations", content=BODY)
+            assert (response.status_code, response.content) == (204, b"")
+            assert not {"transfer-encoding", "content-length"} & set(response.headers)
+
+
 async def test_only_listed_paths_exist_and_only_for_keys_of_every_task(tmp_path: Path) -> None:
     keys = [{"name": "app", "key_env": "UNDERSTUDY_KEY", "tasks": ["banking-intents"]}]
     async with rig(tmp_path, top={**TOP, "keys": keys}) as r:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from gateway.store.records import Status
@@ -19,7 +21,7 @@ from tests.fakes.answers import (
     vllm_chunk,
     vllm_events,
 )
-from tests.fakes.rig import ANSWER, FAR, rig
+from tests.fakes.rig import ANSWER, FAR, KEY, rig
 from tests.fakes.upstream import Received, Wire
 
 SIDES = pytest.mark.parametrize("text", ["what is my apr", FAR], ids=["student", "teacher"])
@@ -78,6 +80,34 @@ async def test_a_stream_is_whole_and_clean(tmp_path: Path, text: str) -> None:
         whole = (await r.ask(text)).json()
         assert joined(chunks) == whole["choices"][0]["message"]["content"]
         assert whole["usage"] == USAGE
+
+
+@SIDES
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_stream_is_framed_as_the_client_s_http_knows_it(
+    tmp_path: Path, text: str, version: str
+) -> None:
+    """Chunks, or a body that ends with the connection: HTTP/1.0 has no other way."""
+    async with rig(tmp_path) as r:
+        url = httpx.URL(r.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        chat = {"model": "banking-intents", "messages": [{"role": "user", "content": text}]}
+        body = json.dumps({**chat, "stream": True}).encode()
+        writer.write(
+            f"POST /v1/chat/completions HTTP/{version}\r\nhost: x\r\nconnection: close\r\n"
+            f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+        )
+        async with asyncio.timeout(10):
+            head, _, raw = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert head.count(b"connection: close") == 1
+        assert (b"transfer-encoding: chunked" in head) == (version == "1.1")
+        if version == "1.1":
+            assert raw.endswith(b"\r\n0\r\n\r\n")
+        else:
+            *chunks, done = events(raw.decode())
+            assert (joined(chunks), done) == ("apr" if text != FAR else "transfer", "[DONE]")
 
 
 @SIDES
