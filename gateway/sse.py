@@ -13,8 +13,8 @@ import orjson
 CONTENT_TYPE = {"content-type": "text/event-stream; charset=utf-8"}
 DONE = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 8 << 20
-_ONE = re.compile(rb"data: [^\r\n]+\n\n")
-"""What a chunk usually is: one whole event."""
+_WHOLE = re.compile(rb"(?:data: [^\r\n]+\n\n)+")
+"""What a chunk usually is: one whole event, or some."""
 
 
 class EventTooLarge(Exception):
@@ -41,8 +41,8 @@ class EventParser:
         """
         if not chunk:
             return []
-        if not (self._pending or self._data or self._skip_lf) and _ONE.fullmatch(chunk):
-            return [chunk[6:-2]]
+        if not (self._pending or self._data or self._skip_lf) and _WHOLE.fullmatch(chunk):
+            return [event[6:] for event in chunk[:-2].split(b"\n\n")]
         skip, self._skip_lf = self._skip_lf and chunk[:1] == b"\n", chunk[-1:] == b"\r"
         if skip:
             chunk = chunk[1:]

@@ -23,6 +23,29 @@ settings.register_profile(
 settings.load_profile("understudy")
 
 
+HEAVY = {
+    "test_nights.py",
+    "test_ray.py",
+    "test_real_vllm.py",
+    "test_shipped.py",
+    "test_training.py",
+}
+"""What fills a machine by itself: vLLM, Ray, trainings."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests (``make test``), one has all heavy files, and begins
+    with them at once; the others take the rest, file by file, since files share fixtures.
+
+    Source: pytest-xdist's ``--dist loadgroup``.
+    """
+    names = {item: f"{item.path.parent.name}/{item.path.name}" for item in items}
+    items.sort(key=lambda item: names[item] not in HEAVY)
+    for item, name in names.items():
+        item.add_marker(pytest.mark.xdist_group("heavy" if name in HEAVY else name))
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
     """One real Postgres for the whole session; tests take it with an empty database."""

@@ -23,6 +23,7 @@ class _Choice:
     tools: dict[int, dict[str, Any]] = field(default_factory=dict)
 
 
+_NOTHING: tuple[Any, ...] = ("", None, [])
 _FINISH_REASON = attrgetter("finish_reason")
 
 
@@ -262,7 +263,4 @@ def _empty(choice: Mapping[str, Any]) -> bool:
     """Nothing but an empty text: vLLM's closing tokens leave such deltas behind."""
     if choice.get("finish_reason") or choice.get("logprobs"):
         return False
-    for value in choice["delta"].values():  # a plain loop: this is asked for every token
-        if value not in ("", None, []):
-            return False
-    return True
+    return all(map(_NOTHING.__contains__, choice["delta"].values()))

@@ -68,6 +68,7 @@ def facts(folder: Path) -> dict[str, Any]:
     return {"splits": splits, "versions": versions}
 
 
+@pytest.mark.timeout(600)
 def test_two_nodes_decide_as_one_process_does(cluster: Any, student: str, tmp_path: Path) -> None:
     """One of the workers is killed in the middle, and its part is done again."""
     here = run(tmp_path / "here", student)
