@@ -15,12 +15,13 @@ from router.folders import new_file
 
 SHARE = 0.8
 """Of the free memory: an estimate is none, and other work of the machine needs some."""
-_KEPT = 90
+_KEPT, _KEPT_SINGLE = 90, 122
 """Bytes per token, hidden unit and layer: measured (``make bench-training-memory``). Korthikanti et
 al. (arXiv 2205.05198) count 34 for a plain transformer in half precision; norms and LoRA's inputs
-in single precision and a gated MLP come on top."""
+in single precision and a gated MLP come on top; the second figure is for a model that is wholly in
+single precision."""
 _AGAIN = 8
-_AGAIN_ON_CPU = 48
+_AGAIN_ON_CPU, _AGAIN_SINGLE = 48, 52
 """The same where only each layer's input is kept. The C library's allocator holds on to most of
 what was freed in between; a GPU's does not."""
 _BESIDE = 300 * 2**20
@@ -46,15 +47,21 @@ class Shape:
     answer: int
     """Tokens of the longest answer."""
     gpu: bool = False
+    single: bool = False
+    """In single precision, as on a CPU that has no half one (``distill.precision``)."""
 
     def kept(self) -> int:
         """Bytes of one row's activations, all kept for the backward pass."""
-        return self.layers * self._layer(_KEPT) + self._logits()
+        return self.layers * self._whole_layer() + self._logits()
 
     def checkpointed(self) -> int:
         """The same where each layer is computed again when its turn comes."""
-        held = self.layers * self._layer(_AGAIN if self.gpu else _AGAIN_ON_CPU)
-        return held + self._layer(_KEPT) + self._logits()
+        on_cpu = _AGAIN_SINGLE if self.single else _AGAIN_ON_CPU
+        held = self.layers * self._layer(_AGAIN if self.gpu else on_cpu)
+        return held + self._whole_layer() + self._logits()
+
+    def _whole_layer(self) -> int:
+        return self._layer(_KEPT_SINGLE if self.single else _KEPT)
 
     def _layer(self, unit: int) -> int:
         return unit * self.longest * self.hidden
@@ -109,8 +116,9 @@ def planned(model: Any, longest: int, answer: int, batch: int, note: Path, resum
         return Passes(**json.loads(note.read_bytes()))
     config, gpu = model.config, torch.cuda.is_available()
     shape = Shape(
-        config.num_hidden_layers, config.hidden_size, config.vocab_size, longest, answer, gpu
-    )
+        config.num_hidden_layers, config.hidden_size, config.vocab_size, longest, answer, gpu,
+        single=model.dtype == torch.float32,
+    )  # fmt: skip
     # The model was loaded into this machine's memory; a GPU's has yet to take it.
     model_bytes = int(model.get_memory_footprint()) if gpu else 0
     found = passes(batch, shape, free_bytes() - model_bytes)

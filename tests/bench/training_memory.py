@@ -22,7 +22,7 @@ import json, sys
 from pathlib import Path
 from unittest import mock
 
-from distill import train
+from distill import memory, train
 from distill.memory import Passes, needed
 from router.rows import Row
 from router.template import Message
@@ -47,7 +47,7 @@ def passes(batch, shape, free):
 
 row = Row((Message("user", "word " * (int(tokens) - 40)),), "an answer")
 settings = train.TrainSettings(epochs=1.0, batch_size=int(at_once))
-with mock.patch.object(train, "passes", passes):
+with mock.patch.object(memory, "passes", passes):
     train.train_student("t@v1", [row] * (2 * int(at_once)), Path(base), Path(out), settings)
 print(json.dumps(seen | {"taken": status("VmHWM") - seen["before"]}))
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ SHAPES = st.builds(
     Shape,
     layers=st.integers(1, 80), hidden=st.integers(64, 8192), vocabulary=st.integers(1000, 200_000),
     longest=st.integers(1, 8192), answer=st.integers(1, 512), gpu=st.booleans(),
+    single=st.booleans(),
 )  # fmt: skip
 
 
@@ -34,6 +36,12 @@ def test_activations_are_computed_again_only_where_not_one_row_fits() -> None:
     found = passes(16, SMALL, room)
     assert found.checkpointing
     assert not passes(16, SMALL, int(needed(1, SMALL.kept()) / SHARE) + MIB).checkpointing
+
+
+def test_single_precision_takes_more() -> None:
+    single = replace(SMALL, single=True)
+    assert single.kept() > 1.2 * SMALL.kept()
+    assert single.checkpointed() > SMALL.checkpointed()
 
 
 def test_where_nothing_fits_it_says_what_is_missing() -> None:
