@@ -109,7 +109,7 @@ nights-full: $(BASE)/understudy-base.json  ## The same with three times the traf
 	$(BIN)/python -m deploy.nights --full > var/nights.json
 
 test: lint type $(BASE)/understudy-base.json $(CLIENTS)/.ready .cache/prometheus/.ready .cache/helm/.ready  ## Lint, types, import contract and every test, real vLLM included
-	$(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -q -n logical --maxprocesses 4 --no-loadscope-reorder
 
 lint: .venv/.ready  ## ruff and the import contract
 	$(BIN)/ruff format --check -q .

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from deploy.demo.classifiers import classifiers_ready, start_classifiers
 from deploy.demo.processes import Children
@@ -23,27 +25,30 @@ settings.register_profile(
 settings.load_profile("understudy")
 
 
-HEAVY = {
-    "test_nights.py",
-    "test_ray.py",
-    "test_real_vllm.py",
-    "test_shipped.py",
-    "test_training.py",
-}
+HEAVY = [
+    f"tests/ml/test_{name}.py" for name in ("nights", "ray", "real_vllm", "shipped", "training")
+]
 """What fills a machine by itself: vLLM, Ray, trainings."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _Shares(LoadScopeScheduling):  # type: ignore[misc]
     """Where several processes share the tests (``make test``), one has all heavy files, and begins
     with them at once; the others take the rest, file by file, since files share fixtures.
 
-    Source: pytest-xdist's ``--dist loadgroup``.
+    Source: pytest-xdist, "Custom scheduling"; its ``loadgroup`` finds no groups under pytest 9.2.
     """
-    names = {item: f"{item.path.parent.name}/{item.path.name}" for item in items}
-    items.sort(key=lambda item: names[item] not in HEAVY)
-    for item, name in names.items():
-        item.add_marker(pytest.mark.xdist_group("heavy" if name in HEAVY else name))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "heavy" if file in HEAVY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Shares:
+    return _Shares(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.nodeid.split("::", 1)[0] not in HEAVY)
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,8 @@ class Passing:
     body: bytes
     writer: asyncio.StreamWriter
     upstream: tuple[str, int]
+    asked: list[asyncio.StreamWriter] = field(default_factory=list)
+    """Connections to the upstream; closed with the request, however it ends."""
 
     @property
     def streamed(self) -> bool:
@@ -64,6 +66,7 @@ class Passing:
     async def ask(self) -> Answer:
         """The upstream's real answer."""
         reader, writer = await asyncio.open_connection(*self.upstream)
+        self.asked.append(writer)
         lines = [line for line in self.head.split(b"\r\n") if line]
         kept = [line for line in lines if not line.lower().startswith(b"connection:")]
         writer.write(b"\r\n".join([*kept, b"connection: close", b"", b""]) + self.body)
@@ -298,6 +301,7 @@ class FaultProxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        asked = list[asyncio.StreamWriter]()
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
@@ -305,9 +309,10 @@ class FaultProxy:
             self.calls += 1
             place = urlsplit(self.upstream_url)
             assert place.hostname is not None and place.port is not None
-            await self.fault(Passing(head, body, writer, (place.hostname, place.port)))
+            await self.fault(Passing(head, body, writer, (place.hostname, place.port), asked))
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)
-            writer.close()
+            for each in (writer, *asked):
+                each.close()
