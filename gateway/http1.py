@@ -86,11 +86,14 @@ class Answer:
 
         Raises:
             BrokenHttp: the body is not whole, after what came of it was read.
-            TimeoutError: nothing came for so long.
+            TimeoutError: there was nothing to give for so long.
         """
+        due = math.inf
         while True:
             if not (self._parts or self._over or self._failure is not None):
-                await self._wait(within_s)
+                if within_s < due == math.inf:
+                    due = asyncio.get_running_loop().time() + within_s
+                await self._wait(due)
             elif self._parts:
                 data = self._taken()
                 if self._inflate is not None:
@@ -145,14 +148,12 @@ class Answer:
             self._parts.insert(0, self._inflate.unconsumed_tail)
         return found
 
-    async def _wait(self, within_s: float = math.inf) -> None:
+    async def _wait(self, due: float = math.inf) -> None:
         loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        if within_s != math.inf:
-            self._due = loop.time() + within_s
-            # One timer sees many chunks come: it looks at its time how long ago the last one was.
-            if self._watch is None or self._watch.when() > self._due:
-                self._look_at(loop)
+        self._waiter, self._due = loop.create_future(), due
+        # One timer sees many chunks come: it looks at its time how long ago the last one was.
+        if due != math.inf and (self._watch is None or self._watch.when() > due):
+            self._look_at(loop)
         try:
             await self._waiter
         finally:
