@@ -31,6 +31,11 @@ HEAVY = [
 """What fills a machine by itself: vLLM, Ray, trainings."""
 
 
+def _share(nodeid: str) -> str:
+    file = nodeid.split("::", 1)[0]
+    return "heavy" if file in HEAVY else file
+
+
 class _Shares(LoadScopeScheduling):  # type: ignore[misc]
     """Where several processes share the tests (``make test``), one has all heavy files, and begins
     with them at once; the others take the rest, file by file, since files share fixtures.
@@ -39,8 +44,7 @@ class _Shares(LoadScopeScheduling):  # type: ignore[misc]
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::", 1)[0]
-        return "heavy" if file in HEAVY else file
+        return _share(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Shares:
@@ -48,7 +52,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Shares:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.nodeid.split("::", 1)[0] not in HEAVY)
+    items.sort(key=lambda item: _share(item.nodeid) != "heavy")
 
 
 @pytest.fixture(scope="session")
