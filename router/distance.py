@@ -35,6 +35,11 @@ of the sentence part finds the nearest."""
 PROTOTYPES_PER_CLASS = 10
 PROJECTED_PROTOTYPES = 20
 ROWS_PER_PROTOTYPE = 4
+HEAD_ITERATIONS = 200
+HEAD_TOLERANCE = 1e-6
+"""The head is fitted to its optimum, in 80 to 160 iterations. Stopped after ten, as a tolerance of
+1e-3 allows, it classifies as well, but its energy tells held-out intents 1 to 4 points of AUROC
+worse (ADR 005)."""
 
 
 class NearestPrompts:
@@ -114,7 +119,7 @@ class LinearHead:
         """Learn ``len(set(labels))`` classes from (n, d) unit vectors."""
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(C=self.c, max_iter=300, tol=1e-3)
+        model = LogisticRegression(C=self.c, max_iter=HEAD_ITERATIONS, tol=HEAD_TOLERANCE)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.fit(vectors, np.asarray(labels))
