@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -54,13 +54,22 @@ class ClientStream:
     stream: AnswerStream
     books: Books
     _sent: bool = False
+    _parts: list[bytes] = field(default_factory=list)
 
-    def take(self, event: Mapping[str, Any], raw: bytes = b"") -> bytes:
-        """Bytes that may go out for an upstream event."""
-        part = self.stream.take(event, raw)
-        if part:
-            self._mark_first()
-        return part
+    def take(self, event: Mapping[str, Any], raw: bytes = b"") -> None:
+        """Take an upstream event."""
+        if part := self.stream.take(event, raw):
+            self._parts.append(part)
+
+    def taken(self) -> bytes:
+        """What may go out for the events taken since the last call: events that came together are
+        sent together, since writing to a socket costs more than all the rest of a chunk."""
+        if not self._parts:
+            return b""
+        self._mark_first()
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        return whole
 
     async def close(self) -> bytes:
         """Commit, then the end of the stream."""

@@ -33,6 +33,11 @@ class Events:
         self._ready: deque[Event] = deque()
         self._over = False
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the next event is here already."""
+        return bool(self._ready)
+
     async def next(self) -> Event:
         """The next event.
 
@@ -47,6 +52,10 @@ class Events:
                 self._over = True
                 return End.EOF
             self._parse(chunk)
+        return self.now()
+
+    def now(self) -> Event:
+        """The next event, which is ``waiting``."""
         event = self._ready.popleft()
         self._over = self._over or event is End.DONE
         return event

@@ -5,7 +5,6 @@ Source: WHATWG HTML, section 9.2 (event stream interpretation); only ``data`` ma
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 import orjson
@@ -13,8 +12,6 @@ import orjson
 CONTENT_TYPE = {"content-type": "text/event-stream; charset=utf-8"}
 DONE = b"data: [DONE]\n\n"
 MAX_EVENT_BYTES = 8 << 20
-_WHOLE = re.compile(rb"(?:data: [^\r\n]+\n\n)+")
-"""What a chunk usually is: one whole event, or some."""
 
 
 class EventTooLarge(Exception):
@@ -41,8 +38,8 @@ class EventParser:
         """
         if not chunk:
             return []
-        if not (self._pending or self._data or self._skip_lf) and _WHOLE.fullmatch(chunk):
-            return [event[6:] for event in chunk[:-2].split(b"\n\n")]
+        if not (self._pending or self._data or self._skip_lf) and (whole := _whole(chunk)):
+            return whole
         skip, self._skip_lf = self._skip_lf and chunk[:1] == b"\n", chunk[-1:] == b"\r"
         if skip:
             chunk = chunk[1:]
@@ -62,6 +59,16 @@ class EventParser:
             self._data.append(value)
             self._size += len(value)
         return None
+
+
+def _whole(chunk: bytes) -> list[bytes]:
+    """The data of what a chunk usually is: one whole event, or some, of a line each."""
+    if not chunk.endswith(b"\n\n") or b"\r" in chunk:
+        return []
+    lines = chunk[:-2].split(b"\n\n")
+    if all(line.startswith(b"data: ") and b"\n" not in line for line in lines):
+        return [line[6:] for line in lines]
+    return []
 
 
 def encode(obj: object) -> bytes:

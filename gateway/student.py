@@ -77,6 +77,11 @@ class StudentAnswer:
     started: float
     held: deque[dict[str, Any]] = field(default_factory=deque)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether more of the answer is here already."""
+        return bool(self.held) or self.events.waiting
+
     async def until_released(self, judge: Callable[[Prefix], Awaitable[bool]]) -> None:
         """Read until the answer may go out.
 

@@ -197,11 +197,16 @@ class StudentSide:
         out = ClientStream(turn, student_stream(turn, answer.gate.answer), self.books)
         try:
             while (raw := await answer.next()) is not None:
-                if part := out.take(raw):
+                out.take(raw)
+                if not answer.waiting and (part := out.taken()):
                     yield part
             turn.prefix = answer.gate.whole
+            if part := out.taken():
+                yield part
             yield await out.close()
         except StudentFault as fault:
+            if part := out.taken():
+                yield part
             yield await out.fail(f"student_{fault.outcome}")
         finally:
             out.leave(answer.response.close)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.api.request import Api
 from gateway.books import Books, ClientStream
-from gateway.events import End, Events
+from gateway.events import End, Event, Events
 from gateway.http1 import Pool
 from gateway.question import Asked
 from gateway.store.records import Attempt
@@ -73,18 +73,27 @@ class TeacherSide:
         assert opened.first is not None
         stream = out.stream
         outcome = "abandoned"
-        event: Mapping[str, Any] | End = opened.first
+        events = opened.events
+        event: Event = opened.first
         try:
             while not isinstance(event, End):
-                if part := _taken(event, out):
+                _take(event, out)
+                if events.waiting:
+                    event = events.now()
+                    continue
+                if part := out.taken():
                     yield part
-                event = await _next(opened.events, stream)
+                event = await _next(events, stream)
             if not stream.finished:
                 raise UpstreamError("cut", "the teacher's stream ended early")
             outcome = call.settle(opened, "ok", stream.usage)
+            if part := out.taken():
+                yield part
             yield await out.close()
         except UpstreamError as error:
             outcome = call.settle(opened, error.kind, stream.usage)
+            if part := out.taken():
+                yield part
             yield await out.fail(f"teacher_{error.kind}")
         finally:
             if outcome == "abandoned":
@@ -96,15 +105,14 @@ async def _held(out: ClientStream, events: list[Mapping[str, Any]]) -> AsyncGene
     """A stream that was read to its end before anything of it goes out."""
     try:
         for event in events:
-            if part := _taken(event, out):
-                yield part
-        yield await out.close()
+            _take(event, out)
+        yield out.taken() + await out.close()
     finally:
         out.leave(lambda: None)
 
 
-def _taken(event: Mapping[str, Any], out: ClientStream) -> bytes:
-    """Merge one event and give what may go out of it.
+def _take(event: Mapping[str, Any], out: ClientStream) -> None:
+    """Merge one event, and take what may go out of it.
 
     Raises:
         UpstreamError: ``in_band_error`` (an error seen makes a later [DONE] void) or
@@ -114,10 +122,10 @@ def _taken(event: Mapping[str, Any], out: ClientStream) -> bytes:
         raise UpstreamError("in_band_error", "the teacher reported an error")
     try:
         out.stream.learn(event)
-        return out.take(event)
+        out.take(event)
     except MALFORMED as error:
         raise UpstreamError("malformed", "a chunk has another shape than the API's") from error
 
 
-async def _next(events: Events, stream: AnswerStream) -> Mapping[str, Any] | End:
+async def _next(events: Events, stream: AnswerStream) -> Event:
     return await (events.next_within(CLOSING_S) if stream.finished else events.next())

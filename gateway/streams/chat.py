@@ -52,6 +52,21 @@ class Assembler:
                 choice.logprobs += logprobs.get("content") or ()
             self._merge(choice, raw.get("delta") or {})
 
+    def add(self, chunk: Mapping[str, Any]) -> bool:
+        """Take a chunk that ``Relay.plain`` found plain, unless it says anything that is new beside
+        its text; ``feed`` would do the same, in three times the time."""
+        raw = chunk["choices"][0]
+        choice = self.choices.get(raw["index"])
+        if (
+            choice is None
+            or chunk.get("model") != self.upstream_model
+            or chunk.get("system_fingerprint") != self.fingerprint
+        ):
+            return False
+        message = choice.message
+        message["content"] = (message["content"] or "") + raw["delta"]["content"]
+        return True
+
     @property
     def finished(self) -> bool:
         """Whether every choice has its finish reason."""
@@ -129,6 +144,34 @@ class Relay:
     _closing: Mapping[str, Any] = field(default_factory=dict)
     _fingerprint: str | None = None
 
+    def plain(self, raw: Mapping[str, Any]) -> bool:
+        """Whether a chunk does nothing but add text to one choice that has begun, as nearly every
+        one does."""
+        choices = raw.get("choices")
+        if self.strict or type(choices) is not list or len(choices) != 1:
+            return False
+        if raw.get("usage") is not None:
+            return False
+        choice = choices[0]
+        if type(choice) is not dict or choice.get("finish_reason") or choice.get("logprobs"):
+            return False
+        index, delta = choice.get("index"), choice.get("delta")
+        if type(index) is not int or index not in self._roles:
+            return False
+        if type(delta) is not dict or len(delta) != 1:
+            return False
+        text = delta.get("content")
+        return type(text) is str and text != ""
+
+    def named(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """The client's chunk for a plain one; ``chunk`` would give the same."""
+        out: dict[str, Any] = {**raw, **self.head, "object": "chat.completion.chunk"}
+        out.setdefault("system_fingerprint", None)
+        out.pop("usage", None)
+        if self.include_usage:
+            out["usage"] = None
+        return out
+
     def chunk(self, raw: Mapping[str, Any]) -> dict[str, Any] | None:
         """One client chunk, or None where nothing is left to say."""
         self._fingerprint = raw.get("system_fingerprint") or self._fingerprint
@@ -188,6 +231,8 @@ class ChatStream:
     relay: Relay
     whole: Assembler
     _tail: list[dict[str, Any]] = field(default_factory=list)
+    _plain: Mapping[str, Any] | None = None
+    """The event learned last, if it was a plain one."""
 
     @property
     def finished(self) -> bool:
@@ -205,10 +250,16 @@ class ChatStream:
 
     def learn(self, event: Mapping[str, Any]) -> None:
         """Merge a chunk."""
-        self.whole.feed(event)
+        self._plain = None
+        if not self._tail and self.relay.plain(event) and self.whole.add(event):
+            self._plain = event
+        else:
+            self.whole.feed(event)
 
     def take(self, event: Mapping[str, Any], raw: bytes = b"") -> bytes:
         """A cleaned chunk; nothing from the finish reason on."""
+        if event is self._plain:
+            return encode(self.relay.named(event))
         chunk = self.relay.chunk(event)
         if chunk is None:
             return b""

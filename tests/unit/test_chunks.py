@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from gateway.streams.chat import Assembler, Relay
+import copy
+from typing import Any
+
+import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.streams.chat import Assembler, ChatStream, Relay
 from tests.fakes.answers import USAGE, teacher_chunk, vllm_events
 
 HEAD = {"id": "chatcmpl-1", "created": 7, "model": "asked-for"}
@@ -92,3 +99,59 @@ def test_usage_appears_only_where_it_was_asked_for() -> None:
     assert closing is not None
     assert closing["choices"] == []
     assert closing["usage"] == USAGE
+
+
+DELTAS = st.dictionaries(
+    st.sampled_from(["content", "content", "role", "refusal"]),
+    st.sampled_from(["a", "", None, "\u00e9b"]),
+    max_size=2,
+)
+CHOICES = st.fixed_dictionaries(
+    {"index": st.sampled_from([0, 0, 0, 1, True]), "delta": DELTAS},
+    optional={
+        "finish_reason": st.sampled_from([None, None, "stop"]),
+        "logprobs": st.sampled_from([None, {"content": [{"token": "a", "logprob": -0.1}]}]),
+    },
+)
+CHUNKS = st.fixed_dictionaries(
+    {"choices": st.lists(CHOICES, min_size=0, max_size=2)},
+    optional={
+        "id": st.just("theirs"),
+        "model": st.sampled_from(["m", "m", "n", None]),
+        "object": st.just("chat.completion.chunk"),
+        "system_fingerprint": st.sampled_from(["fp", "fp", None]),
+        "usage": st.sampled_from([None, None, {}, USAGE]),
+        "service_tier": st.just("default"),
+    },
+)
+BEGUN = teacher_chunk({"role": "assistant", "content": ""})
+
+
+@given(st.lists(st.just(BEGUN) | st.just(teacher_chunk({"content": "x"})) | CHUNKS, max_size=8))
+def test_plain_chunks_are_what_the_long_way_makes_of_them(chunks: list[dict[str, Any]]) -> None:
+    for wanted in (False, True):
+        short, long = (ChatStream(Relay(HEAD, None, wanted, False), Assembler()) for _ in "ab")
+        for chunk in chunks:
+            before = copy.deepcopy(chunk)
+            short.learn(chunk)
+            long.whole.feed(chunk)
+            assert _parsed(short.take(chunk)) == _parsed(long.take(chunk))
+            assert chunk == before
+        assert short.answer() == long.answer()
+        assert (short.finished, short.usage) == (long.finished, long.usage)
+        assert short.close(None) == long.close(None)
+
+
+def _parsed(part: bytes) -> Any:
+    return orjson.loads(part.removeprefix(b"data: ")) if part else None
+
+
+def test_a_plain_chunk_takes_the_short_way() -> None:
+    relay = Relay(HEAD, None, False, strict=False)
+    plain = teacher_chunk({"content": "a"})
+    assert not relay.plain(plain)
+    relay.chunk(BEGUN)
+    assert not relay.plain(BEGUN)
+    relay.chunk(teacher_chunk({"role": "assistant", "content": "a"}))
+    assert relay.plain(plain)
+    assert relay.named(plain) == relay.chunk(plain)

@@ -112,6 +112,53 @@ async def test_a_stream_is_framed_as_the_client_s_http_knows_it(
             assert (joined(chunks), done) == (said, "[DONE]")
 
 
+async def test_events_that_came_together_go_out_together(tmp_path: Path) -> None:
+    """And one that came alone waits for no other."""
+    go_on = asyncio.Event()
+
+    def said(*words: str) -> bytes:
+        return encoded([teacher_chunk({"content": word}) for word in words], done=False)
+
+    async def handler(received: Received, wire: Wire) -> None:
+        await wire.stream()
+        await wire.send(said("one ", "two ", "three "))
+        await go_on.wait()
+        go_on.clear()
+        await wire.send(said("four "))
+        await go_on.wait()
+        await wire.send(encoded(teacher_events(["five"], False)))
+        await wire.end()
+
+    async with rig(tmp_path) as r:
+        r.teacher.handler = handler
+        url = httpx.URL(r.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        chat = {"model": "banking-intents", "messages": [{"role": "user", "content": FAR}]}
+        body = json.dumps({**chat, "stream": True}).encode()
+        writer.write(
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+            f"x-understudy-hold: 1\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        async with asyncio.timeout(10):
+            await reader.readuntil(b"\r\n\r\n")
+            first = await _http_chunk(reader)
+            go_on.set()
+            second = await _http_chunk(reader)
+            go_on.set()
+            rest = (await reader.readuntil(b"\r\n0\r\n\r\n")).decode()
+        writer.close()
+    assert joined(events(first)) == "one two three "
+    assert joined(events(second)) == "four "
+    assert '"five"' in rest
+    assert "[DONE]" in rest
+
+
+async def _http_chunk(reader: asyncio.StreamReader) -> str:
+    size = int(await reader.readuntil(b"\r\n"), 16)
+    return (await reader.readexactly(size + 2)).decode().removesuffix("\r\n")
+
+
 @SIDES
 async def test_usage_comes_once_and_last_when_asked_for(tmp_path: Path, text: str) -> None:
     async with rig(tmp_path) as r:
