@@ -204,8 +204,10 @@ def _trial_scores(
 ) -> list[float] | None:
     """P(disagree) of its answers by a judge without a certificate: what the fixed threshold is
     applied to. None where there are too few rows to fit one, or the candidate is out already."""
+    if said.refused is not None:
+        return None
     rows = combine_rows(night, examples, places)
-    if said.refused is not None or len(rows) < night.job.task.distill.min_test_rows:
+    if len(rows) < night.job.task.distill.min_test_rows:
         return None
     version = night.version(name)
     answers = asked(night, version, [e.row for e in rows])

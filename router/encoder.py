@@ -17,7 +17,7 @@ import numpy as np
 
 from router.errors import EncoderError
 from router.folders import new_folder, package_file
-from router.minilm import HIDDEN, RECIPE, WIDTH, build_quantised, sentence_part
+from router.minilm import HIDDEN, RECIPE, REVISION, WIDTH, build_quantised, sentence_part
 from router.static import load_static
 from router.text import Vectors, clean
 
@@ -82,8 +82,7 @@ class MiniLM:
         out = np.empty((len(texts), WIDTH), dtype=np.float32)
         for row, text in enumerate(texts):
             ids = np.array([self._tokenizer.encode(clean(text)).ids], dtype=np.int64)
-            feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-            out[row] = self._session.run(None, feed)[0][0]
+            out[row] = self._session.run(None, {"input_ids": ids})[0][0]
         return out
 
 
@@ -118,7 +117,7 @@ def load_encoder(cache: Path) -> MiniLM:
     """
     weights = _weights_file("model.safetensors")
     digest = _source_digest(weights, RECIPE)
-    folder = cache / f"minilm-{digest[:16]}"
+    folder = cache / f"minilm-{digest[:16]}-{REVISION}"
     if not (folder / "model.onnx").is_file():
         _build(folder, weights)
     return MiniLM(folder / "model.onnx", _weights_file("tokenizer.json"), digest)
