@@ -63,7 +63,7 @@ class ClientStream:
 
     def taken(self) -> bytes:
         """What may go out for the events taken since the last call: events that came together are
-        sent together, since writing to a socket costs more than all the rest of a chunk."""
+        sent together, in one system call."""
         if not self._parts:
             return b""
         self._mark_first()

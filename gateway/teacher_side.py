@@ -106,7 +106,9 @@ async def _held(out: ClientStream, events: list[Mapping[str, Any]]) -> AsyncGene
     try:
         for event in events:
             _take(event, out)
-        yield out.taken() + await out.close()
+        if part := out.taken():
+            yield part
+        yield await out.close()
     finally:
         out.leave(lambda: None)
 

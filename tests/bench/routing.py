@@ -28,6 +28,7 @@ from router.fit import fit_artefact
 from router.judge import Judge
 from router.logistic import Logistic
 from router.manifest import FitSettings
+from router.memory import REMEMBERED
 from router.minilm import sentence_part
 from router.rows import Row, read_rows, usable
 from router.tier import FEATURE_SIGNS, FEATURES, Tier
@@ -304,6 +305,7 @@ def latency(judge: Judge, traffic: Traffic) -> dict[str, Any]:
         for r, keep in zip(traffic.rows, traffic.of("in_domain", "near", "oos"), strict=True)
         if keep
     ]
+    judge.remember(0)  # every prompt was judged before, for the tables above
     for row in mixed[:50]:
         judge.decide(row.messages, row.student)
     decide = _timed([partial(_decide, judge, row) for row in mixed])
@@ -311,6 +313,7 @@ def latency(judge: Judge, traffic: Traffic) -> dict[str, Any]:
     for tokens in (16, 64):
         text = " ".join(["apr"] * (tokens - 2))  # and the two tokens at the ends
         sizes[str(tokens)] = _quantiles(_timed([partial(judge.second.look, text)] * 400))
+    judge.remember(REMEMBERED)
     return {
         "mixed": {**_quantiles(decide), "mean": round(float(decide.mean()), 1), "n": len(decide)},
         "sentence_tier_by_tokens": sizes,
