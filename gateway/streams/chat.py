@@ -164,7 +164,7 @@ class Relay:
         return type(text) is str and text != ""
 
     def named(self, raw: Mapping[str, Any]) -> dict[str, Any]:
-        """The client's chunk for a plain one; ``chunk`` would give the same."""
+        """A chunk under the client's names, its choices as they are: all that a plain one needs."""
         out: dict[str, Any] = {**raw, **self.head, "object": "chat.completion.chunk"}
         out.setdefault("system_fingerprint", None)
         out.pop("usage", None)
@@ -181,16 +181,8 @@ class Relay:
         choices = [choice for choice in choices if not _empty(choice)]
         if not choices:
             return None
-        out: dict[str, Any] = {} if self.strict else dict(raw)
-        out |= {
-            **self.head,
-            "object": "chat.completion.chunk",
-            "choices": choices,
-            "system_fingerprint": raw.get("system_fingerprint"),
-        }
-        out.pop("usage", None)
-        if self.include_usage:
-            out["usage"] = None
+        out = self.named({} if self.strict else raw)
+        out |= {"choices": choices, "system_fingerprint": raw.get("system_fingerprint")}
         return out
 
     def usage(self, usage: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -60,6 +60,22 @@ def encoded(items: list[dict[str, Any]], *, done: bool = True) -> bytes:
     return raw + (b"data: [DONE]\n\n" if done else b"")
 
 
+async def _asked(
+    base: str, text: str, header: str, version: str = "1.1"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A streamed chat asked for over a bare socket, whose framing shows."""
+    url = httpx.URL(base)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    chat = {"model": "banking-intents", "messages": [{"role": "user", "content": text}]}
+    body = json.dumps({**chat, "stream": True}).encode()
+    writer.write(
+        f"POST /v1/chat/completions HTTP/{version}\r\nhost: x\r\n{header}\r\n"
+        f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    return reader, writer
+
+
 @SIDES
 async def test_a_stream_is_whole_and_clean(tmp_path: Path, text: str) -> None:
     async with rig(tmp_path) as r:
@@ -89,15 +105,7 @@ async def test_a_stream_is_framed_as_the_client_s_http_knows_it(
 ) -> None:
     """Chunks, or a body that ends with the connection: HTTP/1.0 has no other way."""
     async with rig(tmp_path) as r:
-        url = httpx.URL(r.url)
-        reader, writer = await asyncio.open_connection(url.host, url.port)
-        chat = {"model": "banking-intents", "messages": [{"role": "user", "content": text}]}
-        body = json.dumps({**chat, "stream": True}).encode()
-        writer.write(
-            f"POST /v1/chat/completions HTTP/{version}\r\nhost: x\r\nconnection: close\r\n"
-            f"authorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
+        reader, writer = await _asked(r.url, text, "connection: close", version)
         async with asyncio.timeout(10):
             head, _, raw = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
@@ -131,15 +139,7 @@ async def test_events_that_came_together_go_out_together(tmp_path: Path) -> None
 
     async with rig(tmp_path) as r:
         r.teacher.handler = handler
-        url = httpx.URL(r.url)
-        reader, writer = await asyncio.open_connection(url.host, url.port)
-        chat = {"model": "banking-intents", "messages": [{"role": "user", "content": FAR}]}
-        body = json.dumps({**chat, "stream": True}).encode()
-        writer.write(
-            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-            f"x-understudy-hold: 1\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
+        reader, writer = await _asked(r.url, FAR, "x-understudy-hold: 1")
         async with asyncio.timeout(10):
             await reader.readuntil(b"\r\n\r\n")
             first = await _http_chunk(reader)
