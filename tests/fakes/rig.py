@@ -137,7 +137,7 @@ class Rig:
 
     async def stored_soon(self, count: int) -> list[Exchange]:
         """The exchanges once there are ``count``: for those that nobody waits for."""
-        for _ in range(200):
+        for _ in range(1000):
             if len(rows := self.stored()) >= count:
                 return rows
             await asyncio.sleep(0.01)
@@ -185,6 +185,11 @@ async def rig(
             auth = {"authorization": f"Bearer {KEY}"}
             async with httpx.AsyncClient(base_url=url, headers=auth, timeout=20) as client:
                 yield Rig(student, teacher, service, url, store, client)
+
+
+def leaves_after(seconds: float) -> httpx.Timeout:
+    """A client that gives up ``seconds`` after its request is sent; connecting may take longer."""
+    return httpx.Timeout(20, read=seconds)
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ import pytest
 from gateway.store.records import DrawState, Status
 from gateway.verdict import Reason
 from tests.fakes.answers import hangs, refuses, student_says, teacher_chunk, teacher_says
-from tests.fakes.rig import FAR, IN_DOMAIN, KEY, rig
+from tests.fakes.rig import FAR, IN_DOMAIN, KEY, leaves_after, rig
 from tests.fakes.upstream import Received, Wire
 
 
@@ -67,7 +67,7 @@ async def test_a_client_that_leaves_while_waiting_frees_the_upstream(
     async with rig(tmp_path, student={"timeout_s": 30}, teacher={"first_byte_timeout_s": 30}) as r:
         r.student.handler = r.teacher.handler = hangs
         with pytest.raises(httpx.ReadTimeout):
-            async with httpx.AsyncClient(base_url=r.url, timeout=0.3) as impatient:
+            async with httpx.AsyncClient(base_url=r.url, timeout=leaves_after(0.3)) as impatient:
                 await impatient.post(
                     "/v1/chat/completions",
                     headers={"authorization": f"Bearer {KEY}"},

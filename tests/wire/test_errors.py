@@ -91,7 +91,7 @@ async def test_unclaimed_models_pass_through_unjudged_and_captured(tmp_path: Pat
 
 
 async def test_large_and_broken_bodies(tmp_path: Path) -> None:
-    async with rig(tmp_path, top={"limits": {"body_bytes": 2048, "receive_timeout_s": 0.3}}) as r:
+    async with rig(tmp_path, top={"limits": {"body_bytes": 2048}}) as r:
         check(await r.ask("x" * 5000), 413, "request_too_large")
         post = r.client.post
         check(await post("/v1/chat/completions", content=b"{"), 400, "invalid_json")
@@ -118,7 +118,7 @@ async def test_no_body_makes_us_fail(tmp_path: Path) -> None:
 async def test_a_dead_teacher_is_a_clear_5xx_and_the_request_is_kept(
     tmp_path: Path, stream: bool
 ) -> None:
-    async with rig(tmp_path, teacher={"first_byte_timeout_s": 0.2, "connect_timeout_s": 0.2}) as r:
+    async with rig(tmp_path, teacher={"first_byte_timeout_s": 0.8, "connect_timeout_s": 0.8}) as r:
         for handler in (resets, hangs):
             r.teacher.handler = handler
             response = await r.ask(FAR, stream=stream)

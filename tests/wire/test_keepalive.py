@@ -13,7 +13,7 @@ from openai import APIError, AsyncOpenAI
 
 from gateway.store.records import Status
 from tests.fakes.answers import hangs, refuses, teacher_says
-from tests.fakes.rig import FAR, IN_DOMAIN, KEY, Rig, rig
+from tests.fakes.rig import FAR, IN_DOMAIN, KEY, Rig, leaves_after, rig
 from tests.fakes.upstream import Received, Wire
 
 EARLY: dict[str, Any] = {"limits": {"keepalive_after_s": 0.1}}
@@ -82,7 +82,7 @@ async def gone(r: Rig, after_s: float) -> None:
             "messages": [{"role": "user", "content": FAR}]}  # fmt: skip
     with contextlib.suppress(httpx.ReadTimeout):
         async with r.client.stream(
-            "POST", "/v1/chat/completions", json=body, timeout=after_s
+            "POST", "/v1/chat/completions", json=body, timeout=leaves_after(after_s)
         ) as response:
             async for _ in response.aiter_raw():
                 await asyncio.sleep(after_s)

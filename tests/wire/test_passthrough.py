@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.fakes.answers import hangs
-from tests.fakes.rig import KEY, TEACHER_KEY, rig
+from tests.fakes.rig import KEY, TEACHER_KEY, leaves_after, rig
 from tests.fakes.upstream import Received, Wire
 
 TOP: dict[str, Any] = {
@@ -83,7 +83,7 @@ async def test_a_dead_upstream_is_a_503_and_a_client_that_leaves_frees_it(tmp_pa
     async with rig(tmp_path, top=TOP, teacher={"first_byte_timeout_s": 30}) as r:
         r.teacher.handler = hangs
         with pytest.raises(httpx.ReadTimeout):
-            async with httpx.AsyncClient(base_url=r.url, timeout=0.2) as impatient:
+            async with httpx.AsyncClient(base_url=r.url, timeout=leaves_after(0.2)) as impatient:
                 auth = {"authorization": f"Bearer {KEY}"}
                 await impatient.post("/v1/moderations", content=BODY, headers=auth)
         await r.settled()

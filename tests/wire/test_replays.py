@@ -16,7 +16,7 @@ from gateway.errors import GatewayError
 from gateway.replays import Claim, Replays, Said
 from gateway.store.records import Status
 from tests.fakes.answers import refuses, teacher_says
-from tests.fakes.rig import FAR, IN_DOMAIN, PLAIN_KEY, rig
+from tests.fakes.rig import FAR, IN_DOMAIN, PLAIN_KEY, leaves_after, rig
 
 KEY: dict[str, str] = {"idempotency-key": "stainless-python-retry-1"}
 
@@ -65,7 +65,9 @@ async def test_only_a_whole_answer_is_kept(tmp_path: Path) -> None:
         r.teacher.handler = teacher_says("teacher says", pause_s=0.4)
         with contextlib.suppress(httpx.ReadTimeout):
             body: Any = {"model": "banking-intents", "messages": [{"role": "user", "content": FAR}]}
-            await r.client.post("/v1/chat/completions", json=body, headers=KEY, timeout=0.1)
+            await r.client.post(
+                "/v1/chat/completions", json=body, headers=KEY, timeout=leaves_after(0.1)
+            )
         await r.settled()
         response = await r.client.post("/v1/chat/completions", json=body, headers=KEY)
         assert response.status_code == 200
