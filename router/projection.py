@@ -3,12 +3,13 @@
 The hidden layer of a small classifier (one ReLU layer over the frozen encoder's vector). Intents
 that a general encoder puts side by side come apart there, so that a near neighbour of another
 kind is far (a light form of fine-tuning the encoder itself; compare Zhou et al., *Contrastive
-out-of-distribution detection for pretrained transformers*, arXiv 2104.08812).
+out-of-distribution detection for pretrained transformers*, arXiv 2104.08812). Its labels are
+smoothed (Szegedy et al., arXiv 1512.00567): a network that need not be sure of what it learned
+keeps apart what it never saw, by 0.4 to 2.6 points of AUROC (ADR 005).
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Self
 
@@ -20,6 +21,9 @@ Floats = npt.NDArray[np.float32]
 WIDTH = 256
 EPOCHS = 15
 PENALTY = 1e-3
+SMOOTHING = 0.1
+"""Share of labels that are drawn at random, anew in each epoch: in expectation the loss of labels
+that are smoothed by as much, which scikit-learn does not offer."""
 SCALE = 60.0**0.5
 """Unit vectors are small inputs for a network's usual initial weights."""
 
@@ -36,12 +40,15 @@ class Projection:
         """Learn from (n, d) unit vectors and their labels; the same seed gives the same weights."""
         from sklearn.neural_network import MLPClassifier
 
-        model = MLPClassifier(
-            (self.width,), alpha=PENALTY, max_iter=self.epochs, random_state=self.seed
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it is stopped early on purpose
-            model.fit(vectors * np.float32(SCALE), np.asarray(labels))
+        # A number would begin the same shuffle anew in each epoch.
+        random = np.random.RandomState(self.seed)
+        model = MLPClassifier((self.width,), alpha=PENALTY, random_state=random)
+        names, index = np.unique(np.asarray(labels), return_inverse=True)
+        scaled, answers = vectors * np.float32(SCALE), np.arange(len(names))
+        for _ in range(self.epochs):
+            drawn = random.randint(0, len(names), len(index))
+            smoothed = np.where(random.uniform(size=len(index)) < SMOOTHING, drawn, index)
+            model.partial_fit(scaled, smoothed, classes=answers)
         # Rounded to what the artefact stores, so that serving sees what was fitted.
         self.weight_ = _rounded(model.coefs_[0] * SCALE)
         self.bias_ = _rounded(model.intercepts_[0])

@@ -10,14 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from router.confidence import NAMES, SIGNS, LengthScale, Prefix, confidence_features
-from router.distance import (
-    DISTANCE_NAMES,
-    Categorical,
-    Distance,
-    LinearHead,
-    NearestPrompts,
-)
+from router.distance import DISTANCE_NAMES, Categorical, Distance, NearestPrompts
 from router.encoder import Encoder
+from router.head import LinearHead
 from router.index import PromptIndex
 from router.logistic import Logistic
 from router.outlier import SIGNS as DISTANCE_SIGNS

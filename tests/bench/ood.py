@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
 
 from deploy.demo.task import normalised
-from router.distance import Distance, LinearHead
+from router.distance import Distance
 from router.encoder import Encoders
 from router.evaluate import ood_metrics
 from router.minilm import sentence_part
@@ -145,7 +146,8 @@ def knn(train: Texts, seed: int) -> Scorer:
 
 def max_softmax(train: Texts, seed: int) -> Scorer:
     """One minus the classifier's largest probability (Hendrycks & Gimpel, arXiv 1610.02136)."""
-    head = LinearHead().fit(sentence_part(train.sentence), [str(x) for x in train.labels])
+    head = LogisticRegression(C=20.0, max_iter=200, tol=1e-6)
+    head.fit(sentence_part(train.sentence), train.labels)
 
     def score(fresh: Floats) -> Scores:
         logits = head.decision_function(sentence_part(fresh))

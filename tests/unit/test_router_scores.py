@@ -271,6 +271,9 @@ def test_a_projection_brings_a_class_together() -> None:
         return float(roc_auc_score(same.ravel(), (points @ points.T).ravel()))
 
     assert told_apart(out) > told_apart(vectors)
+    once_more, other = (Projection(seed=seed).fit(vectors, labels) for seed in (1, 2))
+    np.testing.assert_array_equal(once_more.weight_, projection.weight_)
+    assert not np.array_equal(other.weight_, projection.weight_)
     again = Projection.from_state(
         projection.weight_.astype(np.float16), projection.bias_.astype(np.float16)
     )
