@@ -3,7 +3,8 @@
 The bands are fitted on the *final* verdict (served or not), not on either tier's distance: outside
 them the first tier's word stands, inside the second tier is asked. On the combine rows the
 cascade's verdicts may differ from the second tier's on so few that with 95 % confidence at most
-0.5 % of traffic does (Clopper & Pearson, 1934). Too few rows for that claim: no cascade.
+0.5 % of traffic does (Clopper & Pearson, 1934), were they one threshold and not three (ADR 005,
+*Known weakness*). Too few rows for that claim: no cascade.
 """
 
 from __future__ import annotations
