@@ -1,10 +1,11 @@
 """Which prompts the static tier may decide alone.
 
 The bands are fitted on the *final* verdict (served or not), not on either tier's distance: outside
-them the first tier's word stands, inside the second tier is asked. On the combine rows the
-cascade's verdicts may differ from the second tier's on so few that with 95 % confidence at most
-0.5 % of traffic does (Clopper & Pearson, 1934), were they one threshold and not three (ADR 005,
-*Known weakness*). Too few rows for that claim: no cascade.
+them the first tier's word stands, inside the second tier is asked. They widen together, by one
+number: each combine row says how wide they must be for its verdict to be the second tier's, and so
+few rows may need more that with 95 % confidence at most 0.5 % of traffic does (Clopper & Pearson,
+1934; one order statistic of the needs, Wilks, 1941). Bands set each to an extreme of its own would
+leave out such a share each (Tukey, 1947). Too few rows for that claim: no cascade.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import expit, logit
 
 from router.binomial import upper_bound
 
@@ -23,8 +25,19 @@ WASTED = 0.01
 """Share of combine rows that may cost a student call although the second tier would have sent
 them to the teacher at once."""
 
+SURE_OUT = 0.95
+"""P(out) from which bands of no width take the first tier's word before the student."""
+OUT_SLOPE = 0.25
+"""How fast that end moves, in log-odds, as the bands widen; the other two move by the whole.
+Faster, and one row that needs wide bands after the student leaves the first tier no word before it
+(ADR 005)."""
+
 NEVER = 2.0
 """Above every probability."""
+TINY = 1e-9
+"""Log-odds end here and at one less this."""
+ROUNDING = 1e-6
+"""In log-odds: what keeps the row that sets the width inside."""
 
 Value = Any
 """A number or an array of them; what is asked of it comes back in kind."""
@@ -83,17 +96,18 @@ def allowed_flips(rows: int) -> int:
 
 
 def fit_bands(trial: Trial, strict: float, loose: float) -> Bands | None:
-    """The bands that ask the second tier least often, for any threshold from ``strict`` to
+    """The narrowest bands of their family that hold for any threshold from ``strict`` to
     ``loose``: which of them will be certified is not known yet. None where the rows are too few
     to claim anything."""
-    allowed = allowed_flips(len(trial.first_out))
+    rows = len(trial.first_out)
+    allowed = allowed_flips(rows)
     if allowed < 0:
         return None
-    found = [
-        _banded(trial, (strict, loose), low_flips, allowed - low_flips)
-        for low_flips in range(allowed + 1)
-    ]
-    return min(found, key=lambda bands: share_asked(trial, bands))
+    width = float(np.sort(_needs(trial, strict, loose))[rows - 1 - allowed]) + ROUNDING
+    out_from = _probability(_log_odds(SURE_OUT) + OUT_SLOPE * width)
+    low = _probability(_log_odds(strict) - width)
+    high = _probability(_log_odds(loose) + width)
+    return Bands(out_from, _ask_from(trial, out_from), low, high)
 
 
 def cascade_score(trial: Trial, bands: Bands) -> Floats:
@@ -109,25 +123,28 @@ def share_asked(trial: Trial, bands: Bands) -> float:
     return float((bands.asks(trial.first_out) | after).mean())
 
 
-def _banded(trial: Trial, taus: tuple[float, float], low_flips: int, high_flips: int) -> Bands:
-    strict, loose = taus
+def _needs(trial: Trial, strict: float, loose: float) -> Floats:
+    """How wide the bands must be for each row's verdict to be the second tier's, shape (n,)."""
+    after = _log_odds(trial.first_score)
     # A served row must not be stopped by the first tier, neither before the student nor after.
     served = ~trial.second_out & (trial.second_score < loose)
-    out_from = _above(np.sort(trial.first_out[served]), high_flips // 2)
-    after = np.sort(trial.first_score[served & (trial.first_out < out_from)])
-    high = max(_above(after, high_flips - high_flips // 2), loose)
+    before = (_log_odds(trial.first_out) - _log_odds(SURE_OUT)) / OUT_SLOPE
+    needs = np.where(served, np.maximum(before, after - _log_odds(loose)), 0.0)
     # A row that is not served must not pass on the first tier's word.
     refused = trial.second_out | (trial.second_score >= strict)
-    passed = np.sort(trial.first_score[refused & (trial.first_out < out_from)])
-    low = float(passed[low_flips]) if len(passed) > low_flips else strict
-    return Bands(out_from, _ask_from(trial, out_from), min(low, strict), high)
+    needs = np.maximum(needs, np.where(refused, _log_odds(strict) - after, 0.0))
+    return np.maximum(needs, 0.0)
 
 
-def _above(values: Floats, flips: int) -> float:
-    """Just above all but the ``flips`` largest."""
-    if len(values) <= flips:
-        return NEVER
-    return float(np.nextafter(values[len(values) - 1 - flips], np.inf))
+def _log_odds(probability: Value) -> Value:
+    return logit(np.clip(probability, TINY, 1 - TINY))
+
+
+def _probability(log_odds: float) -> float:
+    """The inverse, for an end of a band: what is past the last log-odds is past every score."""
+    if abs(log_odds) >= _log_odds(1.0):
+        return NEVER if log_odds > 0 else 0.0
+    return float(expit(log_odds))
 
 
 def _ask_from(trial: Trial, out_from: float) -> float:
