@@ -273,6 +273,8 @@ async def _send_stream(send: Sender, reply: Reply, body: AsyncGenerator[bytes]) 
     async with contextlib.aclosing(body):
         part = await anext(body, b"")
         await send.begin(reply.status, {**CONTENT_TYPE, **reply.headers}, part)
+        if reply.begun is not None:
+            reply.begun(send)
         async for part in body:
             await send.part(part)
         await send.end()

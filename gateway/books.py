@@ -17,6 +17,7 @@ from gateway.capture import Capture
 from gateway.errors import GatewayError
 from gateway.logs import log
 from gateway.metrics import LastingChild, Metrics
+from gateway.replays import Sender
 from gateway.store.records import Attempt, Captured, Status
 from gateway.streams.shape import AnswerStream
 from gateway.totals import Counts
@@ -54,6 +55,7 @@ class ClientStream:
     stream: AnswerStream
     books: Books
     _sent: bool = False
+    _sender: Sender | None = None
     _parts: list[bytes] = field(default_factory=list)
 
     def take(self, event: Mapping[str, Any], raw: bytes = b"") -> None:
@@ -70,6 +72,20 @@ class ClientStream:
         whole = b"".join(self._parts)
         self._parts.clear()
         return whole
+
+    def begun(self, sender: Sender) -> None:
+        """Whom ``passed`` may send to: the first part is there already."""
+        self._sender = sender
+
+    def passed(self, event: Mapping[str, Any]) -> bool:
+        """Send what an event lets go, if it only adds text and the client takes it at once."""
+        sender = self._sender
+        if sender is None or self._parts or not sender.takes():
+            return False
+        part = self.stream.at_once(event)
+        if part:
+            sender.put(part)
+        return bool(part)
 
     async def close(self) -> bytes:
         """Commit, then the end of the stream."""
@@ -130,9 +146,10 @@ class Books:
         self.count(turn, 200)
         return Reply(200, turn.headers(captured), raw)
 
-    def streamed(self, turn: Turn, body: AsyncGenerator[bytes]) -> Reply:
+    def streamed(self, out: ClientStream, body: AsyncGenerator[bytes]) -> Reply:
         """A reply whose end is still to be committed."""
-        return Reply(200, {"cache-control": "no-cache", **turn.headers("pending")}, body)
+        headers = {"cache-control": "no-cache", **out.turn.headers("pending")}
+        return Reply(200, headers, body, out.begun)
 
     async def commit(self, turn: Turn, body: Mapping[str, Any], raw: bytes = b"") -> Captured:
         """Put a complete exchange on disk, or say that it is not there. ``raw`` is the body as

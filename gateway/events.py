@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -25,9 +25,14 @@ Event = Mapping[str, Any] | End
 
 
 class Events:
-    """Pulls events one at a time. After ``End`` only ``End.EOF`` follows."""
+    """Pulls events one at a time. After ``End`` only ``End.EOF`` follows.
+
+    An event that comes alone while the next one is awaited is shown to ``direct`` first, and is
+    none of those that are pulled if that says so.
+    """
 
     def __init__(self, response: UpstreamResponse) -> None:
+        self.direct: Callable[[Mapping[str, Any]], bool] | None = None
         self._response = response
         self._parser = EventParser()
         self._ready: deque[Event] = deque()
@@ -47,7 +52,7 @@ class Events:
         while not self._ready:
             if self._over:
                 return End.EOF
-            chunk = await self._response.some()
+            chunk = await self._response.some(None if self.direct is None else self._take)
             if not chunk:
                 self._over = True
                 return End.EOF
@@ -68,6 +73,16 @@ class Events:
         except TimeoutError:
             self._over = True
             return End.EOF
+
+    def _take(self, chunk: bytes) -> bool:
+        data = self._parser.alone(chunk)
+        if data is None or self.direct is None:
+            return False
+        try:
+            event = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return False  # [DONE], or what _parse will complain of
+        return isinstance(event, dict) and self.direct(event)
 
     def _parse(self, chunk: bytes) -> None:
         try:

@@ -13,7 +13,7 @@ import socket
 import ssl
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, cast
 from urllib.parse import urlsplit
@@ -59,12 +59,16 @@ def _target(url: str) -> _Target:
     return _Target((host, port, parts.scheme == "https"), path, authority)
 
 
+Taker = Callable[[bytes], bool]
+"""Looks at a part of a body as it comes, and says whether it kept it."""
+
+
 class Answer:
     """A response whose head is here; its body comes."""
 
     __slots__ = (
-        "_connection", "_due", "_failure", "_inflate", "_over", "_parts", "_size", "_waiter",
-        "_watch", "headers", "status",
+        "_connection", "_due", "_failure", "_idle_s", "_inflate", "_over", "_parts", "_size",
+        "_taker", "_until", "_waiter", "_watch", "headers", "status",
     )  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
@@ -77,23 +81,28 @@ class Answer:
         self._over = False
         self._failure: str | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._due = math.inf
+        self._taker: Taker | None = None
+        self._idle_s = self._until = self._due = math.inf
         self._watch: asyncio.TimerHandle | None = None
         self._inflate: Any = None
 
-    async def some(self, within_s: float = math.inf) -> bytes:
-        """All of the body that has come and was not read; nothing at its end.
+    async def some(
+        self, idle_s: float = math.inf, until: float = math.inf, taker: Taker | None = None
+    ) -> bytes:
+        """All of the body that has come and was not read; nothing at its end. While it waits,
+        ``taker`` is shown what a packet brings, and may keep it: nobody is woken for that.
 
         Raises:
             BrokenHttp: the body is not whole, after what came of it was read.
-            TimeoutError: there was nothing to give for so long.
+            TimeoutError: nothing came for ``idle_s``, or not all by ``until`` (the loop's clock).
         """
         due = math.inf
         while True:
             if not (self._parts or self._over or self._failure is not None):
-                if within_s < due == math.inf:
-                    due = asyncio.get_running_loop().time() + within_s
-                await self._wait(due)
+                if due == math.inf:
+                    self._idle_s, self._until = idle_s, until
+                    due = self._next_due()
+                await self._wait(due, taker if self._inflate is None else None)
             elif self._parts:
                 data = self._taken()
                 if self._inflate is not None:
@@ -148,16 +157,21 @@ class Answer:
             self._parts.insert(0, self._inflate.unconsumed_tail)
         return found
 
-    async def _wait(self, due: float = math.inf) -> None:
+    def _next_due(self) -> float:
+        if self._idle_s == math.inf:
+            return self._until
+        return min(asyncio.get_running_loop().time() + self._idle_s, self._until)
+
+    async def _wait(self, due: float = math.inf, taker: Taker | None = None) -> None:
         loop = asyncio.get_running_loop()
-        self._waiter, self._due = loop.create_future(), due
+        self._waiter, self._due, self._taker = loop.create_future(), due, taker
         # One timer sees many chunks come: it looks at its time how long ago the last one was.
         if due != math.inf and (self._watch is None or self._watch.when() > due):
             self._look_at(loop)
         try:
             await self._waiter
         finally:
-            self._waiter, self._due = None, math.inf
+            self._waiter, self._due, self._taker = None, math.inf, None
 
     def _look_at(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._watch is not None:
@@ -183,8 +197,17 @@ class Answer:
         """A part of the body; whether enough of it waits to be read."""
         self._parts.append(data)
         self._size += len(data)
-        self._wake()
         return self._size > BUFFER_BYTES
+
+    def brought(self) -> None:
+        """What a packet brought is here."""
+        if not self._parts or self._waiter is None or self._waiter.done():
+            return
+        if self._taker is not None and len(self._parts) == 1 and self._taker(self._parts[0]):
+            self._taken()
+            self._due = self._next_due()
+        else:
+            self._wake()
 
     def ended(self, failure: str | None = None) -> None:
         """No more comes; without a failure the body is whole."""
@@ -249,10 +272,12 @@ class Connection(asyncio.Protocol):
         if self._answer is None:
             self.abort()  # nobody asked: what follows cannot be told from the next answer
             return
+        answer = self._answer
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._spoilt("what came is not HTTP/1.1")
+        answer.brought()
         if self._answer is not None and not self._in_body:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:

@@ -60,6 +60,8 @@ async def _rest(turn: Turn, send: Sender, reply: Reply) -> None:
         async with contextlib.aclosing(reply.body) as body:
             async for part in body:
                 await send.part(part)
+                if reply.begun is not None:
+                    reply.begun(send)
     await send.end()
 
 

@@ -90,7 +90,17 @@ class Client:
         if cycle.flow.write_paused:
             await self._ready()
         if data and not cycle.disconnected:  # a chunk of nothing would end the body
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            self.put(data)
+
+    def takes(self) -> bool:
+        """Whether a part can be ``put``: the client is there and reads."""
+        cycle = self._cycle
+        return not (cycle.flow.write_paused or cycle.disconnected)
+
+    def put(self, data: bytes) -> None:
+        """Send a part of the body, at least a byte, without waiting."""
+        framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+        self._cycle.transport.write(framed)
 
     async def end(self) -> None:
         """The body is whole."""

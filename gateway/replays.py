@@ -34,6 +34,13 @@ class Sender(Protocol):
     async def part(self, data: bytes) -> None:
         """Another part."""
 
+    def takes(self) -> bool:
+        """Whether a part can be ``put``."""
+        ...
+
+    def put(self, data: bytes) -> None:
+        """Another part, without waiting."""
+
     async def end(self) -> None:
         """There are no more."""
 
@@ -73,6 +80,15 @@ class Recorder:
     async def part(self, data: bytes) -> None:
         """As ``Sender``."""
         await self.send.part(data)
+        self._parts.append(data)
+
+    def takes(self) -> bool:
+        """As ``Sender``."""
+        return self.send.takes()
+
+    def put(self, data: bytes) -> None:
+        """As ``Sender``."""
+        self.send.put(data)
         self._parts.append(data)
 
     async def end(self) -> None:

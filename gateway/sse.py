@@ -50,6 +50,14 @@ class EventParser:
         self._pending = bytearray(rest)
         return [event for line in lines if (event := self._line(bytes(line))) is not None]
 
+    def alone(self, chunk: bytes) -> bytes | None:
+        """The data of a chunk that is one whole event of one line, if nothing came before it that
+        is not complete; then it need not be fed."""
+        if self._pending or self._data or self._skip_lf:
+            return None
+        whole = _whole(chunk)
+        return whole[0] if len(whole) == 1 else None
+
     def _line(self, line: bytes) -> bytes | None:
         if not line:
             data, self._data, self._size = self._data, [], 0

@@ -188,19 +188,20 @@ class StudentSide:
     async def _reply(self, turn: Turn, answer: StudentAnswer, reason: Reason) -> Reply:
         turn.serve(ServedBy.STUDENT, reason)
         if turn.request.stream:
-            return self.books.streamed(turn, self._stream(turn, answer))
+            out = ClientStream(turn, student_stream(turn, answer.gate.answer), self.books)
+            return self.books.streamed(out, self._stream(out, answer))
         answer.response.close()
         turn.prefix = answer.gate.whole
         return await self.books.whole(turn, student_stream(turn, answer.gate.answer).answer())
 
-    async def _stream(self, turn: Turn, answer: StudentAnswer) -> AsyncGenerator[bytes]:
-        out = ClientStream(turn, student_stream(turn, answer.gate.answer), self.books)
+    @staticmethod
+    async def _stream(out: ClientStream, answer: StudentAnswer) -> AsyncGenerator[bytes]:
         try:
             while (raw := await answer.next()) is not None:
                 out.take(raw)
                 if not answer.waiting and (part := out.taken()):
                     yield part
-            turn.prefix = answer.gate.whole
+            out.turn.prefix = answer.gate.whole
             if part := out.taken():
                 yield part
             yield await out.close()

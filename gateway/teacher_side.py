@@ -63,8 +63,10 @@ class TeacherSide:
             return await self.books.whole(turn, {**opened.body, **head})
         out = ClientStream(turn, teacher_stream(turn.request, turn.head), self.books)
         if opened.held is not None:
-            return self.books.streamed(turn, _held(out, opened.held))
-        return self.books.streamed(turn, self._stream(out, call, opened))
+            return self.books.streamed(out, _held(out, opened.held))
+        if opened.events is not None:
+            opened.events.direct = out.passed
+        return self.books.streamed(out, self._stream(out, call, opened))
 
     async def _stream(
         self, out: ClientStream, call: TeacherCall, opened: OpenTeacher

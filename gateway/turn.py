@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 from gateway.api.request import Api, ApiRequest
 from gateway.auth import Principal
 from gateway.metrics import LastingChild
+from gateway.replays import Sender
 from gateway.scrub import end_user_of
 from gateway.store.records import Attempt, Draw, DrawState, Exchange, Status
 from gateway.tasks import TaskRuntime
@@ -47,6 +48,8 @@ class Reply:
     status: int
     headers: Mapping[str, str]
     body: bytes | AsyncGenerator[bytes]
+    begun: Callable[[Sender], None] | None = None
+    """Told who takes the body, once its first part is sent: what follows may go there directly."""
 
 
 @dataclass(slots=True)

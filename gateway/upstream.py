@@ -13,7 +13,7 @@ from typing import Self
 
 from gateway.breaker import Breaker
 from gateway.clock import within
-from gateway.http1 import Answer, BrokenHttp, Pool
+from gateway.http1 import Answer, BrokenHttp, Pool, Taker
 
 _JSON = "application/json"
 
@@ -76,17 +76,16 @@ class UpstreamResponse:
             self._owner.in_flight -= 1
             self._raw.close()
 
-    async def some(self) -> bytes:
-        """What has come of the body and was not read, at least a byte; nothing at its end.
+    async def some(self, taker: Taker | None = None) -> bytes:
+        """What has come of the body and was not read, at least a byte; nothing at its end. What
+        ``taker`` keeps is not given.
 
         Raises:
             UpstreamError: ``cut`` or ``timeout``.
         """
-        limit = idle_s = self._timeouts.idle_s
-        if self._until != math.inf:
-            limit = min(idle_s, self._until - monotonic())
+        idle_s = self._timeouts.idle_s
         try:
-            return await self._raw.some(limit)
+            return await self._raw.some(idle_s, self._until, taker)
         except TimeoutError:
             late = monotonic() >= self._until
             why = "took too long" if late else f"silent for {idle_s:g} s"

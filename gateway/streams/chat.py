@@ -260,6 +260,13 @@ class ChatStream:
             return b""
         return encode(chunk)
 
+    def at_once(self, event: Mapping[str, Any]) -> bytes:
+        """A chunk that only adds text."""
+        if self._tail or is_error(event) or not self.relay.plain(event):
+            return b""
+        part = encode(self.relay.named(event))
+        return part if self.whole.add(event) else b""
+
     def answer(self) -> dict[str, Any]:
         """The completion that the same call would have given unstreamed."""
         return self.whole.completion(self.relay.head, self.relay.logprobs)

@@ -66,6 +66,10 @@ class CompletionStream:
             return b""
         return encode(chunk)
 
+    def at_once(self, event: Mapping[str, Any]) -> bytes:
+        """Every event is learned and taken."""
+        return b""
+
     def answer(self) -> dict[str, Any]:
         """The completion that the same call would have given unstreamed."""
         return {

@@ -77,6 +77,10 @@ class ResponsesStream:
         self._sequence = max(self._sequence, number)
         return typed(out)
 
+    def at_once(self, event: Mapping[str, Any]) -> bytes:
+        """Every event is learned and taken."""
+        return b""
+
     def answer(self) -> dict[str, Any]:
         """The response of the closing event; before it, what there is."""
         response = dict(self._response or {"object": "response"})

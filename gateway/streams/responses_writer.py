@@ -66,6 +66,10 @@ class ResponsesWriter:
             "response.output_text.delta", **self._place, delta=text, logprobs=[]
         )
 
+    def at_once(self, event: Mapping[str, Any]) -> bytes:
+        """Every event is learned and taken."""
+        return b""
+
     def answer(self) -> dict[str, Any]:
         """The whole response object."""
         whole = self.whole.finished

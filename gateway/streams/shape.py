@@ -39,6 +39,11 @@ class AnswerStream(Protocol):
         everything is held back."""
         ...
 
+    def at_once(self, event: Mapping[str, Any]) -> bytes:
+        """What ``learn`` and ``take`` would give, both done, for an event that only adds text to
+        what has begun; nothing, and nothing done, for any other."""
+        ...
+
     def answer(self) -> dict[str, Any]:
         """The whole answer, or what there is of it."""
         ...

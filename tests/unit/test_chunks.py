@@ -130,16 +130,24 @@ BEGUN = teacher_chunk({"role": "assistant", "content": ""})
 @given(st.lists(st.just(BEGUN) | st.just(teacher_chunk({"content": "x"})) | CHUNKS, max_size=8))
 def test_plain_chunks_are_what_the_long_way_makes_of_them(chunks: list[dict[str, Any]]) -> None:
     for wanted in (False, True):
-        short, long = (ChatStream(Relay(HEAD, None, wanted, False), Assembler()) for _ in "ab")
+        short, long, direct = (
+            ChatStream(Relay(HEAD, None, wanted, False), Assembler()) for _ in "abc"
+        )
         for chunk in chunks:
             before = copy.deepcopy(chunk)
             short.learn(chunk)
             long.whole.feed(chunk)
-            assert _parsed(short.take(chunk)) == _parsed(long.take(chunk))
+            said = _parsed(long.take(chunk))
+            assert _parsed(short.take(chunk)) == said
+            at_once = direct.at_once(chunk)
+            if not at_once:
+                direct.learn(chunk)
+            assert _parsed(at_once or direct.take(chunk)) == said
             assert chunk == before
-        assert short.answer() == long.answer()
-        assert (short.finished, short.usage) == (long.finished, long.usage)
-        assert short.close(None) == long.close(None)
+        for stream in (short, direct):
+            assert stream.answer() == long.answer()
+            assert (stream.finished, stream.usage) == (long.finished, long.usage)
+            assert stream.close(None) == long.close(None)
 
 
 def _parsed(part: bytes) -> Any:
@@ -155,3 +163,18 @@ def test_a_plain_chunk_takes_the_short_way() -> None:
     relay.chunk(teacher_chunk({"role": "assistant", "content": "a"}))
     assert relay.plain(plain)
     assert relay.named(plain) == relay.chunk(plain)
+
+
+def test_text_goes_out_at_once_between_the_beginning_and_the_end() -> None:
+    stream = ChatStream(Relay(HEAD, None, False, False), Assembler())
+    plain, last = teacher_chunk({"content": "a"}), teacher_chunk({}, "stop")
+    assert not stream.at_once(plain), "the role is still to be said"
+    stream.learn(BEGUN)
+    stream.take(BEGUN)
+    assert stream.at_once(plain)
+    assert not stream.at_once({**plain, "error": {"message": "no more"}})
+    assert not stream.at_once(last)
+    stream.learn(last)
+    stream.take(last)
+    assert not stream.at_once(plain), "the end is held back, and what comes after it"
+    assert stream.whole.text == "a"

@@ -49,7 +49,10 @@ def test_any_cut_gives_the_same_events(script: bytes, cuts: list[int]) -> None:
     parser = EventParser()
     places = sorted({0, len(script), *(cut for cut in cuts if cut < len(script))})
     pieces = [script[a:b] for a, b in itertools.pairwise(places)]
-    events = [event for piece in pieces for event in parser.feed(piece)]
+    events: list[bytes] = []
+    for piece in pieces:
+        alone = parser.alone(piece)
+        events += parser.feed(piece) if alone is None else [alone]
     # A carriage return at the very end may be half of a pair: the oracle cannot know either.
     assert events == oracle(script)
 
@@ -62,6 +65,15 @@ def test_every_single_cut_of_a_real_stream() -> None:
         assert parser.feed(script[:cut]) + parser.feed(script[cut:]) == expected
     parser = EventParser()
     assert [e for byte in script for e in parser.feed(bytes([byte]))] == expected
+
+
+def test_an_event_that_comes_alone_need_not_be_fed() -> None:
+    parser = EventParser()
+    assert parser.alone(b"data: a\n\n") == b"a"
+    assert parser.alone(b"data: a\n\ndata: b\n\n") is None
+    parser.feed(b"data: a\n")
+    assert parser.alone(b"data: b\n\n") is None
+    assert parser.feed(b"data: b\n\n") == [b"a\nb"]
 
 
 def test_an_endless_event_is_refused() -> None:

@@ -308,6 +308,43 @@ async def test_silence_is_bounded_and_a_trickle_is_not() -> None:
     connection.abort()
 
 
+async def test_what_a_taker_keeps_wakes_nobody() -> None:
+    """It counts as a sign of life, is shown packet by packet, and the rest comes in order."""
+    connection, _, answer = opened()
+    connection.data_received(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+    await answer.head()
+    loop = asyncio.get_running_loop()
+    shown: list[bytes] = []
+
+    def keeps(data: bytes) -> bool:
+        shown.append(data)
+        return data.islower()
+
+    pieces = [b"1\r\na\r\n", b"1\r\nb\r\n", b"1\r\nc\r\n1\r\nd\r\n", b"1\r\ne\r\n", b"1\r\nF\r\n"]
+    for number, piece in enumerate(pieces):
+        loop.call_later(0.2 * (number + 1), connection.data_received, piece)
+    assert await answer.some(0.5, taker=keeps) == b"cd", "what comes together is read together"
+    assert shown == [b"a", b"b"]
+    assert await answer.some(0.5, taker=keeps) == b"F"
+    assert shown == [b"a", b"b", b"e", b"F"]
+    connection.data_received(b"1\r\ng\r\n")
+    assert await answer.some(0.5, taker=keeps) == b"g", "what nobody waited for is not shown"
+    loop.call_later(0.1, connection.data_received, b"1\r\nh\r\n")
+    began = loop.time()
+    with pytest.raises(TimeoutError):
+        await answer.some(0.3, taker=keeps)
+    assert loop.time() - began >= 0.4, "the silence began after the last part"
+    for number in range(6):
+        loop.call_later(0.1 * number, connection.data_received, b"1\r\ni\r\n")
+    with pytest.raises(TimeoutError):
+        await answer.some(60, loop.time() + 0.2, keeps)
+    loop.call_later(1.0, connection.data_received, b"1\r\nj\r\n0\r\n\r\n")
+    await asyncio.sleep(0.7)  # what still came of the six
+    assert set(await answer.some()) <= set(b"i")
+    assert await answer.some(60, taker=keeps) == b"j", "the end came with it"
+    assert await answer.some() == b""
+
+
 async def test_a_request_that_is_given_up_frees_the_upstream() -> None:
     gone = asyncio.Event()
 

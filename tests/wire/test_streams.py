@@ -154,6 +154,64 @@ async def test_events_that_came_together_go_out_together(tmp_path: Path) -> None
     assert "[DONE]" in rest
 
 
+@pytest.mark.parametrize("header", ["x-a: 1", "idempotency-key: k"], ids=["", "recorded"])
+@pytest.mark.parametrize("keepalive", [None, 0.05], ids=["", "keepalive"])
+async def test_a_paced_stream_arrives_word_by_word(
+    tmp_path: Path, header: str, keepalive: float | None
+) -> None:
+    """Each event alone, when it is there; then some in one packet, one in two, and a broken one."""
+    go_on = asyncio.Event()
+    words = [f"w{number} " for number in range(9)]
+    limits = {} if keepalive is None else {"keepalive_after_s": keepalive}
+
+    def said(word: str, **more: str) -> bytes:
+        return encoded([teacher_chunk({"content": word, **more})], done=False)
+
+    async def handler(received: Received, wire: Wire) -> None:
+        if keepalive is not None:
+            await asyncio.sleep(4 * keepalive)
+        await wire.stream()
+        await wire.send(said(words[0], role="assistant"))
+        for word in words[1:5]:
+            await go_on.wait()
+            go_on.clear()
+            await wire.send(said(word))
+        await go_on.wait()
+        go_on.clear()
+        await wire.send(said(words[5]) + said(words[6])[:30])
+        await go_on.wait()
+        go_on.clear()
+        await wire.send(said(words[6])[30:] + said(words[7]))
+        await wire.send(said(words[8]))
+        await go_on.wait()
+        await wire.send(b"data: {\n\n")
+        await wire.end()
+
+    async with rig(tmp_path, top={"limits": limits}) as r:
+        r.teacher.handler = handler
+        reader, writer = await _asked(r.url, FAR, f"x-understudy-hold: 1\r\n{header}")
+        async with asyncio.timeout(20):
+            await reader.readuntil(b"\r\n\r\n")
+            for word in words[:6]:
+                part = ": keep-alive\n\n"
+                while part.startswith(":"):
+                    part = await _http_chunk(reader)
+                assert joined(events(part)) == word
+                go_on.set()
+            came = ""
+            while came != "".join(words[6:]):
+                came += joined(events(await _http_chunk(reader)))
+            go_on.set()
+            rest = (await reader.readuntil(b"\r\n0\r\n\r\n")).decode()
+        writer.close()
+        assert "teacher_malformed" in rest
+        assert "[DONE]" not in rest
+        [kept] = await r.stored_soon(1)
+        assert kept.status is Status.INCOMPLETE
+        assert kept.answer is not None
+        assert kept.answer["choices"][0]["message"]["content"] == "".join(words)
+
+
 async def _http_chunk(reader: asyncio.StreamReader) -> str:
     size = int(await reader.readuntil(b"\r\n"), 16)
     return (await reader.readexactly(size + 2)).decode().removesuffix("\r\n")
