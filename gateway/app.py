@@ -29,7 +29,7 @@ from gateway.replays import HEADER, Recorder, Said, Sender
 from gateway.service import Service
 from gateway.settings import OWN_PATHS
 from gateway.sse import CONTENT_TYPE
-from gateway.turn import Reply, Turn
+from gateway.turn import Reply, Turn, send_parts
 from gateway.upstream import UpstreamError
 
 EMBEDDINGS = "/v1/embeddings"
@@ -273,11 +273,7 @@ async def _send_stream(send: Sender, reply: Reply, body: AsyncGenerator[bytes]) 
     async with contextlib.aclosing(body):
         part = await anext(body, b"")
         await send.begin(reply.status, {**CONTENT_TYPE, **reply.headers}, part)
-        if reply.begun is not None:
-            reply.begun(send)
-        async for part in body:
-            await send.part(part)
-        await send.end()
+        await send_parts(send, reply, body)
 
 
 def _error_reply(error: GatewayError, headers: Mapping[str, str]) -> Reply:

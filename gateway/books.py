@@ -74,7 +74,8 @@ class ClientStream:
         return whole
 
     def begun(self, sender: Sender) -> None:
-        """Whom ``passed`` may send to: the first part is there already."""
+        """Whom ``passed`` may send to. It has nothing to send before the first part, which says
+        the role, has gone the other way."""
         self._sender = sender
 
     def passed(self, event: Mapping[str, Any]) -> bool:

@@ -37,6 +37,8 @@ class Events:
         self._parser = EventParser()
         self._ready: deque[Event] = deque()
         self._over = False
+        self._shown: tuple[bytes, Event] | None = None
+        """The chunk that ``direct`` did not take, and its event: it is not parsed again."""
 
     @property
     def waiting(self) -> bool:
@@ -52,7 +54,7 @@ class Events:
         while not self._ready:
             if self._over:
                 return End.EOF
-            chunk = await self._response.some(None if self.direct is None else self._take)
+            chunk = await self._response.some(self._take)
             if not chunk:
                 self._over = True
                 return End.EOF
@@ -75,16 +77,20 @@ class Events:
             return End.EOF
 
     def _take(self, chunk: bytes) -> bool:
-        data = self._parser.alone(chunk)
-        if data is None or self.direct is None:
+        if self.direct is None or (data := self._parser.alone(chunk)) is None:
             return False
         try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
+            event = _object(data)
+        except UpstreamError:
             return False  # [DONE], or what _parse will complain of
-        return isinstance(event, dict) and self.direct(event)
+        taken = self.direct(event)
+        self._shown = None if taken else (chunk, event)
+        return taken
 
     def _parse(self, chunk: bytes) -> None:
+        if self._shown is not None and self._shown[0] is chunk:
+            self._ready.append(self._shown[1])
+            return
         try:
             events = self._parser.feed(chunk)
         except EventTooLarge as error:

@@ -18,7 +18,7 @@ from gateway.api.request import Api
 from gateway.replays import Sender
 from gateway.sse import CONTENT_TYPE
 from gateway.streams.responses import typed
-from gateway.turn import Reply, Turn
+from gateway.turn import Reply, Turn, send_parts
 
 COMMENT = b": keep-alive\n\n"
 """Ignored by every parser of event streams (WHATWG HTML, section 9.2)."""
@@ -56,13 +56,10 @@ async def kept_alive(
 async def _rest(turn: Turn, send: Sender, reply: Reply) -> None:
     if isinstance(reply.body, bytes):
         await send.part(_event(turn, reply.body))
+        await send.end()
     else:
         async with contextlib.aclosing(reply.body) as body:
-            async for part in body:
-                await send.part(part)
-                if reply.begun is not None:
-                    reply.begun(send)
-    await send.end()
+            await send_parts(send, reply, body)
 
 
 def _event(turn: Turn, body: bytes) -> bytes:

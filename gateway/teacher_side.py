@@ -64,8 +64,6 @@ class TeacherSide:
         out = ClientStream(turn, teacher_stream(turn.request, turn.head), self.books)
         if opened.held is not None:
             return self.books.streamed(out, _held(out, opened.held))
-        if opened.events is not None:
-            opened.events.direct = out.passed
         return self.books.streamed(out, self._stream(out, call, opened))
 
     async def _stream(
@@ -76,6 +74,7 @@ class TeacherSide:
         stream = out.stream
         outcome = "abandoned"
         events = opened.events
+        events.direct = out.passed
         event: Event = opened.first
         try:
             while not isinstance(event, End):

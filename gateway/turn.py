@@ -49,7 +49,16 @@ class Reply:
     headers: Mapping[str, str]
     body: bytes | AsyncGenerator[bytes]
     begun: Callable[[Sender], None] | None = None
-    """Told who takes the body, once its first part is sent: what follows may go there directly."""
+    """Told who takes the body, once its head is sent: parts may go there directly."""
+
+
+async def send_parts(send: Sender, reply: Reply, body: AsyncGenerator[bytes]) -> None:
+    """What is left of a reply's body, to its end; the head is sent."""
+    if reply.begun is not None:
+        reply.begun(send)
+    async for part in body:
+        await send.part(part)
+    await send.end()
 
 
 @dataclass(slots=True)
