@@ -19,7 +19,7 @@ from gateway.logs import log
 from gateway.metrics import LastingChild, Metrics
 from gateway.replays import Sender
 from gateway.store.records import Attempt, Captured, Status
-from gateway.streams.shape import AnswerStream
+from gateway.streams.shape import AnswerStream, Parse
 from gateway.totals import Counts
 from gateway.turn import Reply, Turn
 from gateway.upstream import monotonic
@@ -78,12 +78,12 @@ class ClientStream:
         the role, has gone the other way."""
         self._sender = sender
 
-    def passed(self, event: Mapping[str, Any]) -> bool:
+    def passed(self, raw: bytes, parsed: Parse) -> bool:
         """Send what an event lets go, if it only adds text and the client takes it at once."""
         sender = self._sender
         if sender is None or self._parts or not sender.takes():
             return False
-        part = self.stream.at_once(event)
+        part = self.stream.at_once(raw, parsed)
         if part:
             sender.put(part)
         return bool(part)

@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from gateway.clock import within
-from gateway.sse import EventParser, EventTooLarge
+from gateway.sse import EventParser, EventTooLarge, alone
+from gateway.streams.shape import Parse
 from gateway.upstream import UpstreamError, UpstreamResponse
 
 
@@ -27,18 +28,18 @@ Event = Mapping[str, Any] | End
 class Events:
     """Pulls events one at a time. After ``End`` only ``End.EOF`` follows.
 
-    An event that comes alone while the next one is awaited is shown to ``direct`` first, and is
-    none of those that are pulled if that says so.
+    What comes while the next event is awaited is shown to ``direct`` first if it begins one, with a
+    way to parse it, and is none of those that are pulled if that says so.
     """
 
     def __init__(self, response: UpstreamResponse) -> None:
-        self.direct: Callable[[Mapping[str, Any]], bool] | None = None
+        self.direct: Callable[[bytes, Parse], bool] | None = None
         self._response = response
         self._parser = EventParser()
         self._ready: deque[Event] = deque()
         self._over = False
         self._shown: tuple[bytes, Event] | None = None
-        """The chunk that ``direct`` did not take, and its event: it is not parsed again."""
+        """The chunk that ``direct`` had parsed, and its event: it is not parsed again."""
 
     @property
     def waiting(self) -> bool:
@@ -77,15 +78,19 @@ class Events:
             return End.EOF
 
     def _take(self, chunk: bytes) -> bool:
-        if self.direct is None or (data := self._parser.alone(chunk)) is None:
+        if self.direct is None or self._parser.within:
             return False
+        return self.direct(chunk, self._alone)
+
+    def _alone(self, chunk: bytes) -> Mapping[str, Any] | None:
+        if (data := alone(chunk)) is None:
+            return None
         try:
             event = _object(data)
         except UpstreamError:
-            return False  # [DONE], or what _parse will complain of
-        taken = self.direct(event)
-        self._shown = None if taken else (chunk, event)
-        return taken
+            return None  # [DONE], or what _parse will complain of
+        self._shown = chunk, event
+        return event
 
     def _parse(self, chunk: bytes) -> None:
         if self._shown is not None and self._shown[0] is chunk:

@@ -38,7 +38,7 @@ class EventParser:
         """
         if not chunk:
             return []
-        if not (self._pending or self._data or self._skip_lf) and (whole := _whole(chunk)):
+        if not self.within and (whole := _whole(chunk)):
             return whole
         skip, self._skip_lf = self._skip_lf and chunk[:1] == b"\n", chunk[-1:] == b"\r"
         if skip:
@@ -50,13 +50,10 @@ class EventParser:
         self._pending = bytearray(rest)
         return [event for line in lines if (event := self._line(bytes(line))) is not None]
 
-    def alone(self, chunk: bytes) -> bytes | None:
-        """The data of a chunk that is one whole event of one line, if nothing came before it that
-        is not complete; then it need not be fed."""
-        if self._pending or self._data or self._skip_lf:
-            return None
-        whole = _whole(chunk)
-        return whole[0] if len(whole) == 1 else None
+    @property
+    def within(self) -> bool:
+        """Whether an event has begun that is not complete."""
+        return bool(self._pending or self._data or self._skip_lf)
 
     def _line(self, line: bytes) -> bytes | None:
         if not line:
@@ -67,6 +64,13 @@ class EventParser:
             self._data.append(value)
             self._size += len(value)
         return None
+
+
+def alone(chunk: bytes) -> bytes | None:
+    """The data of a chunk that is one whole event of one line; if nothing came before it that is
+    not complete, it need not be fed."""
+    whole = _whole(chunk)
+    return whole[0] if len(whole) == 1 else None
 
 
 def _whole(chunk: bytes) -> list[bytes]:

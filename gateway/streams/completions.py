@@ -8,7 +8,7 @@ from typing import Any
 
 from gateway.errors import GatewayError
 from gateway.sse import DONE, encode
-from gateway.streams.shape import error_event, is_error
+from gateway.streams.shape import Parse, error_event, is_error
 
 _LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
@@ -66,7 +66,7 @@ class CompletionStream:
             return b""
         return encode(chunk)
 
-    def at_once(self, event: Mapping[str, Any]) -> bytes:
+    def at_once(self, raw: bytes, parsed: Parse) -> bytes:
         """Every event is learned and taken."""
         return b""
 

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import GatewayError
+from gateway.streams.shape import Parse
 
 _COMPLETE = frozenset({"response.completed", "response.incomplete"})
 _FAILED = frozenset({"response.failed", "error"})
@@ -77,7 +78,7 @@ class ResponsesStream:
         self._sequence = max(self._sequence, number)
         return typed(out)
 
-    def at_once(self, event: Mapping[str, Any]) -> bytes:
+    def at_once(self, raw: bytes, parsed: Parse) -> bytes:
         """Every event is learned and taken."""
         return b""
 

@@ -9,7 +9,7 @@ from typing import Any
 from gateway.errors import GatewayError
 from gateway.streams.chat import Assembler, spent_tokens
 from gateway.streams.responses import failure, typed
-from gateway.streams.shape import is_error
+from gateway.streams.shape import Parse, is_error
 
 _ECHOED: Mapping[str, Any] = {
     "instructions": None, "max_output_tokens": None, "metadata": {}, "temperature": 1.0,
@@ -66,7 +66,7 @@ class ResponsesWriter:
             "response.output_text.delta", **self._place, delta=text, logprobs=[]
         )
 
-    def at_once(self, event: Mapping[str, Any]) -> bytes:
+    def at_once(self, raw: bytes, parsed: Parse) -> bytes:
         """Every event is learned and taken."""
         return b""
 

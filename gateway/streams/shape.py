@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gateway.errors import GatewayError
 from gateway.sse import encode
+
+Parse = Callable[[bytes], Mapping[str, Any] | None]
+"""Gives the event that some bytes are; None where they are no event, or not just one."""
 
 
 class AnswerStream(Protocol):
@@ -39,9 +42,9 @@ class AnswerStream(Protocol):
         everything is held back."""
         ...
 
-    def at_once(self, event: Mapping[str, Any]) -> bytes:
-        """What ``learn`` and ``take`` would give, both done, for an event that only adds text to
-        what has begun; nothing, and nothing done, for any other."""
+    def at_once(self, raw: bytes, parsed: Parse) -> bytes:
+        """What ``learn`` and ``take`` would give, both done, for bytes that are one event which
+        only adds text to what has begun; nothing, and nothing done, for any other."""
         ...
 
     def answer(self) -> dict[str, Any]:

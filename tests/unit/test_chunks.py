@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.streams.chat import Assembler, ChatStream, Relay
+from gateway.sse import encode
+from gateway.streams.chat import MOULDS, Assembler, ChatStream, Relay
+from gateway.streams.mould import Mould
 from tests.fakes.answers import USAGE, teacher_chunk, vllm_events
 
 HEAD = {"id": "chatcmpl-1", "created": 7, "model": "asked-for"}
@@ -139,7 +145,7 @@ def test_plain_chunks_are_what_the_long_way_makes_of_them(chunks: list[dict[str,
             long.whole.feed(chunk)
             said = _parsed(long.take(chunk))
             assert _parsed(short.take(chunk)) == said
-            at_once = direct.at_once(chunk)
+            at_once = direct.at_once(encode(chunk), _event)
             if not at_once:
                 direct.learn(chunk)
             assert _parsed(at_once or direct.take(chunk)) == said
@@ -148,6 +154,10 @@ def test_plain_chunks_are_what_the_long_way_makes_of_them(chunks: list[dict[str,
             assert stream.answer() == long.answer()
             assert (stream.finished, stream.usage) == (long.finished, long.usage)
             assert stream.close(None) == long.close(None)
+
+
+def _event(raw: bytes) -> Any:
+    return orjson.loads(raw.removeprefix(b"data: "))
 
 
 def _parsed(part: bytes) -> Any:
@@ -165,16 +175,126 @@ def test_a_plain_chunk_takes_the_short_way() -> None:
     assert relay.named(plain) == relay.chunk(plain)
 
 
+def _begun() -> ChatStream:
+    stream = ChatStream(Relay(HEAD, None, False, False), Assembler())
+    stream.learn(BEGUN)
+    stream.take(BEGUN)
+    return stream
+
+
+def _at_once(stream: ChatStream, chunk: dict[str, Any]) -> bytes:
+    return stream.at_once(encode(chunk), _event)
+
+
 def test_text_goes_out_at_once_between_the_beginning_and_the_end() -> None:
     stream = ChatStream(Relay(HEAD, None, False, False), Assembler())
     plain, last = teacher_chunk({"content": "a"}), teacher_chunk({}, "stop")
-    assert not stream.at_once(plain), "the role is still to be said"
-    stream.learn(BEGUN)
-    stream.take(BEGUN)
-    assert stream.at_once(plain)
-    assert not stream.at_once({**plain, "error": {"message": "no more"}})
-    assert not stream.at_once(last)
+    assert not _at_once(stream, plain), "the role is still to be said"
+    stream = _begun()
+    assert _at_once(stream, plain)
+    assert not _at_once(stream, {**plain, "error": {"message": "no more"}})
+    assert not _at_once(stream, last)
     stream.learn(last)
     stream.take(last)
-    assert not stream.at_once(plain), "the end is held back, and what comes after it"
+    assert not _at_once(stream, plain), "the end is held back, and what comes after it"
     assert stream.whole.text == "a"
+
+
+WRITERS: list[Callable[[Any], bytes]] = [
+    orjson.dumps,
+    lambda value: json.dumps(value).encode(),
+    lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(),
+]
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
+    ['"', "\\", '"content": "x"', "understudy: the text", "\n\ndata: [DONE]\n\n", '"},{"']
+)
+"""What a text could say to be taken for what stands around it."""
+PLAIN = st.builds(
+    lambda text, index, fields: {
+        **teacher_chunk({"content": text}),
+        **fields,
+        "choices": [{"index": index, "delta": {"content": text}, "finish_reason": None}],
+    },
+    TEXTS,
+    st.sampled_from([0, 0, 0, 1]),
+    st.sampled_from([
+        {}, {}, {}, {"service_tier": '"content": "x"'}, {"obfuscation": "abc"},
+        {"system_fingerprint": "other"},
+    ]),
+)  # fmt: skip
+
+
+@given(st.lists(PLAIN, max_size=8), st.sampled_from(WRITERS), st.data())
+def test_a_chunk_known_by_its_bytes_is_what_parsing_makes_of_it(
+    chunks: list[dict[str, Any]], written: Callable[[Any], bytes], data: st.DataObject
+) -> None:
+    direct, long = _begun(), _begun()
+    for chunk in chunks:
+        raw = b"data: " + written(chunk) + b"\n\n"
+        cut = data.draw(st.booleans())  # part of a packet with others: it takes the other way
+        at_once = b"" if cut else direct.at_once(raw, _event)
+        if not at_once:
+            direct.learn(chunk)
+        long.whole.feed(chunk)
+        said = _parsed(long.take(chunk))
+        part = at_once or direct.take(chunk)
+        assert _parsed(part) == said
+        assert part.count(b"\n") == (2 if part else 0)
+        assert direct.answer() == long.answer()
+
+
+@pytest.mark.parametrize("written", WRITERS)
+def test_a_chunk_with_another_text_is_not_parsed(written: Callable[[Any], bytes]) -> None:
+    stream, said = _begun(), ["a", 'b"\\', "\u00e9\n", "\U0001f600", " "]
+    parsed = Mock(side_effect=_event)
+    for text in said:
+        raw = b"data: " + written(teacher_chunk({"content": text})) + b"\n\n"
+        part = _parsed(stream.at_once(raw, parsed))
+        assert part["choices"][0]["delta"] == {"content": text}
+    parsed.assert_called_once()
+    assert stream.whole.text == "".join(said)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'"',
+        b"\\",
+        b"\x00",
+        b"\n",
+        b"\xff",
+        b"\\ud800",
+        b"",
+        b'x"}, "finish_reason": "stop", "y": {"z": "',
+    ],
+)
+def test_what_is_no_text_is_not_taken_for_one(text: bytes) -> None:
+    stream = _begun()
+    raw = encode(teacher_chunk({"content": "TEXT"}))
+    assert stream.at_once(raw, _event)
+    assert not stream.at_once(raw.replace(b"TEXT", text), lambda _: None)
+    assert stream.whole.text == "TEXT"
+
+
+def test_moulds_that_never_fit_are_made_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Mock(side_effect=Mould.of)
+    monkeypatch.setattr(Mould, "of", made)
+    stream = _begun()
+    for number in range(20):
+        chunk = {**teacher_chunk({"content": "a"}), "obfuscation": "x" * number}
+        assert _at_once(stream, chunk)
+    assert made.call_count == MOULDS
+    assert stream.whole.text == "a" * 20
+
+
+def test_no_mould_of_a_chunk_whose_text_is_not_told_by_its_bytes() -> None:
+    stream = _begun()
+    event = teacher_chunk({"content": "a"})
+    twice = encode(event).replace(b'"content":"a"', b'"content":"b","content":"a"')
+    elsewhere = encode({"metadata": {"content": "b"}, **event})
+    escaped = encode(event).replace(b'"content"', b'"c\\u006fntent"')
+    for raw in (twice, elsewhere, escaped):
+        assert _event(raw)["choices"] == event["choices"]
+        assert Mould.of(raw, _event(raw), encode) is None
+        assert stream.at_once(raw, _event)
+    assert stream.whole.text == "aaa"
