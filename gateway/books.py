@@ -78,15 +78,20 @@ class ClientStream:
         the role, has gone the other way."""
         self._sender = sender
 
-    def passed(self, raw: bytes, parsed: Parse) -> bool:
-        """Send what an event lets go, if it only adds text and the client takes it at once."""
+    def passed(self, events: list[bytes], parsed: Parse) -> int:
+        """Send what events that came together let go, as long as they only add text, if the client
+        takes it at once; how many those were."""
         sender = self._sender
         if sender is None or self._parts or not sender.takes():
-            return False
-        part = self.stream.at_once(raw, parsed)
-        if part:
-            sender.put(part)
-        return bool(part)
+            return 0
+        whole, taken = b"", 0
+        for event in events:
+            if not (part := self.stream.at_once(event, parsed)):
+                break
+            whole, taken = whole + part if whole else part, taken + 1
+        if taken:
+            sender.put(whole)
+        return taken
 
     async def close(self) -> bytes:
         """Commit, then the end of the stream."""

@@ -28,18 +28,18 @@ Event = Mapping[str, Any] | End
 class Events:
     """Pulls events one at a time. After ``End`` only ``End.EOF`` follows.
 
-    What comes while the next event is awaited is shown to ``direct`` first if it begins one, with a
-    way to parse it, and is none of those that are pulled if that says so.
+    What comes while the next event is awaited is shown to ``direct`` first, event by event, with a
+    way to parse one. As many as that says are none of those that are pulled.
     """
 
     def __init__(self, response: UpstreamResponse) -> None:
-        self.direct: Callable[[bytes, Parse], bool] | None = None
+        self.direct: Callable[[list[bytes], Parse], int] | None = None
         self._response = response
         self._parser = EventParser()
         self._ready: deque[Event] = deque()
         self._over = False
         self._shown: tuple[bytes, Event] | None = None
-        """The chunk that ``direct`` had parsed, and its event: it is not parsed again."""
+        """The event that ``direct`` had parsed last, as it came and parsed."""
 
     @property
     def waiting(self) -> bool:
@@ -77,23 +77,26 @@ class Events:
             self._over = True
             return End.EOF
 
-    def _take(self, chunk: bytes) -> bool:
+    def _take(self, chunk: bytes) -> bytes:
         if self.direct is None or self._parser.within:
-            return False
-        return self.direct(chunk, self._alone)
+            return chunk
+        events = chunk.split(_END)
+        rest = events.pop()
+        taken = self.direct(events, self._parsed)
+        return rest if taken == len(events) else _END.join((*events[taken:], rest))
 
-    def _alone(self, chunk: bytes) -> Mapping[str, Any] | None:
-        if (data := alone(chunk)) is None:
+    def _parsed(self, raw: bytes) -> Mapping[str, Any] | None:
+        if (data := alone(raw)) is None:
             return None
         try:
             event = _object(data)
         except UpstreamError:
             return None  # [DONE], or what _parse will complain of
-        self._shown = chunk, event
+        self._shown = raw, event
         return event
 
     def _parse(self, chunk: bytes) -> None:
-        if self._shown is not None and self._shown[0] is chunk:
+        if self._shown is not None and self._shown[0] == chunk[:-2] and chunk.endswith(_END):
             self._ready.append(self._shown[1])
             return
         try:
@@ -102,6 +105,10 @@ class Events:
             raise UpstreamError("malformed", str(error)) from error
         for data in events:
             self._ready.append(End.DONE if data.strip() == b"[DONE]" else _object(data))
+
+
+_END = b"\n\n"
+"""Of an event, where its upstream ends lines as nearly every one does."""
 
 
 def _object(data: bytes) -> Mapping[str, Any]:

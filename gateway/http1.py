@@ -59,8 +59,8 @@ def _target(url: str) -> _Target:
     return _Target((host, port, parts.scheme == "https"), path, authority)
 
 
-Taker = Callable[[bytes], bool]
-"""Looks at a part of a body as it comes, and says whether it kept it."""
+Taker = Callable[[bytes], bytes]
+"""Looks at a part of a body as it comes, and gives back what it does not keep."""
 
 
 class Answer:
@@ -203,11 +203,13 @@ class Answer:
         """What a packet brought is here."""
         if not self._parts or self._waiter is None or self._waiter.done():
             return
-        if self._taker is not None and len(self._parts) == 1 and self._taker(self._parts[0]):
-            self._taken()
-            self._due = self._next_due()
-        else:
-            self._wake()
+        if self._taker is not None:
+            rest = self._taker(self._taken())
+            if not rest:
+                self._due = self._next_due()
+                return
+            self.came(rest)
+        self._wake()
 
     def ended(self, failure: str | None = None) -> None:
         """No more comes; without a failure the body is whole."""

@@ -66,11 +66,12 @@ class EventParser:
         return None
 
 
-def alone(chunk: bytes) -> bytes | None:
-    """The data of a chunk that is one whole event of one line; if nothing came before it that is
-    not complete, it need not be fed."""
-    whole = _whole(chunk)
-    return whole[0] if len(whole) == 1 else None
+def alone(event: bytes) -> bytes | None:
+    """The data of an event, without the empty line that ends it, if that is all it has, in one
+    line."""
+    if event.startswith(b"data: ") and b"\n" not in event and b"\r" not in event:
+        return event[6:]
+    return None
 
 
 def _whole(chunk: bytes) -> list[bytes]:

@@ -22,17 +22,21 @@ class Mould:
     """
 
     before: bytes
+    """To the string's first quote."""
     after: bytes
+    """From its last one on."""
     out_before: bytes
     out_after: bytes
+    start: int
+    stop: int
 
     @classmethod
     def of(
         cls, raw: bytes, event: Mapping[str, Any], out: Callable[[Mapping[str, Any]], bytes]
     ) -> Mould | None:
         """The mould of a chunk whose only choice has its content as its only delta; ``raw`` is the
-        event as it came, one ``data`` line, and ``out`` what goes out for an event. None where it
-        cannot be told by bytes which string the text is."""
+        event as it came, one ``data`` line, and ``out`` gives what goes out for an event. None
+        where it cannot be told by bytes which string the text is."""
         found = _CONTENT.search(raw)
         if found is None:
             return None
@@ -41,17 +45,18 @@ class Mould:
         # Another string may have been found, or the same key twice: then this is another event.
         if orjson.loads(before.removeprefix(b"data:") + _MARK.encode() + after) != marked:
             return None
-        out_before, *out_after = out(marked).split(_MARK.encode())
-        return cls(before, after, out_before, out_after[0]) if len(out_after) == 1 else None
+        out_before, *out_after = out(marked).split(b'"%b"' % _MARK.encode())
+        if len(out_after) != 1:
+            return None
+        return cls(before, after, out_before, out_after[0], len(before) - 1, 1 - len(after))
 
     def text(self, raw: bytes) -> tuple[str, bytes] | None:
         """The text of an event that has this form, and what goes out for it."""
-        before, after = self.before, self.after
-        if not (raw.startswith(before) and raw.endswith(after)):
+        if not (raw.startswith(self.before) and raw.endswith(self.after)):
             return None
-        string = raw[len(before) : -len(after)]
+        string = raw[self.start : self.stop]
         try:
-            text = orjson.loads(b'"%b"' % string)
+            text = orjson.loads(string)
         except orjson.JSONDecodeError:
             return None  # what follows the text begins earlier, or it is broken
-        return (text, b"%b%b%b" % (self.out_before, string, self.out_after)) if text else None
+        return (text, b"".join((self.out_before, string, self.out_after))) if text else None

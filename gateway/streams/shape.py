@@ -9,7 +9,7 @@ from gateway.errors import GatewayError
 from gateway.sse import encode
 
 Parse = Callable[[bytes], Mapping[str, Any] | None]
-"""Gives the event that some bytes are; None where they are no event, or not just one."""
+"""Gives the event that some bytes are; None where they are none."""
 
 
 class AnswerStream(Protocol):
@@ -43,8 +43,9 @@ class AnswerStream(Protocol):
         ...
 
     def at_once(self, raw: bytes, parsed: Parse) -> bytes:
-        """What ``learn`` and ``take`` would give, both done, for bytes that are one event which
-        only adds text to what has begun; nothing, and nothing done, for any other."""
+        """What ``learn`` and ``take`` would give, both done, for an event that only adds text to
+        what has begun; nothing, and nothing done, for any other. ``raw`` is the event as it came,
+        without the empty line that ends it."""
         ...
 
     def answer(self) -> dict[str, Any]:

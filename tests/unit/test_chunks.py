@@ -145,7 +145,7 @@ def test_plain_chunks_are_what_the_long_way_makes_of_them(chunks: list[dict[str,
             long.whole.feed(chunk)
             said = _parsed(long.take(chunk))
             assert _parsed(short.take(chunk)) == said
-            at_once = direct.at_once(encode(chunk), _event)
+            at_once = _at_once(direct, chunk)
             if not at_once:
                 direct.learn(chunk)
             assert _parsed(at_once or direct.take(chunk)) == said
@@ -182,8 +182,12 @@ def _begun() -> ChatStream:
     return stream
 
 
+def _raw(chunk: dict[str, Any]) -> bytes:
+    return encode(chunk).removesuffix(b"\n\n")
+
+
 def _at_once(stream: ChatStream, chunk: dict[str, Any]) -> bytes:
-    return stream.at_once(encode(chunk), _event)
+    return stream.at_once(_raw(chunk), _event)
 
 
 def test_text_goes_out_at_once_between_the_beginning_and_the_end() -> None:
@@ -230,7 +234,7 @@ def test_a_chunk_known_by_its_bytes_is_what_parsing_makes_of_it(
 ) -> None:
     direct, long = _begun(), _begun()
     for chunk in chunks:
-        raw = b"data: " + written(chunk) + b"\n\n"
+        raw = b"data: " + written(chunk)
         cut = data.draw(st.booleans())  # part of a packet with others: it takes the other way
         at_once = b"" if cut else direct.at_once(raw, _event)
         if not at_once:
@@ -248,7 +252,7 @@ def test_a_chunk_with_another_text_is_not_parsed(written: Callable[[Any], bytes]
     stream, said = _begun(), ["a", 'b"\\', "\u00e9\n", "\U0001f600", " "]
     parsed = Mock(side_effect=_event)
     for text in said:
-        raw = b"data: " + written(teacher_chunk({"content": text})) + b"\n\n"
+        raw = b"data: " + written(teacher_chunk({"content": text}))
         part = _parsed(stream.at_once(raw, parsed))
         assert part["choices"][0]["delta"] == {"content": text}
     parsed.assert_called_once()
@@ -270,7 +274,7 @@ def test_a_chunk_with_another_text_is_not_parsed(written: Callable[[Any], bytes]
 )
 def test_what_is_no_text_is_not_taken_for_one(text: bytes) -> None:
     stream = _begun()
-    raw = encode(teacher_chunk({"content": "TEXT"}))
+    raw = _raw(teacher_chunk({"content": "TEXT"}))
     assert stream.at_once(raw, _event)
     assert not stream.at_once(raw.replace(b"TEXT", text), lambda _: None)
     assert stream.whole.text == "TEXT"
@@ -290,9 +294,9 @@ def test_moulds_that_never_fit_are_made_a_few_times_only(monkeypatch: pytest.Mon
 def test_no_mould_of_a_chunk_whose_text_is_not_told_by_its_bytes() -> None:
     stream = _begun()
     event = teacher_chunk({"content": "a"})
-    twice = encode(event).replace(b'"content":"a"', b'"content":"b","content":"a"')
-    elsewhere = encode({"metadata": {"content": "b"}, **event})
-    escaped = encode(event).replace(b'"content"', b'"c\\u006fntent"')
+    twice = _raw(event).replace(b'"content":"a"', b'"content":"b","content":"a"')
+    elsewhere = _raw({"metadata": {"content": "b"}, **event})
+    escaped = _raw(event).replace(b'"content"', b'"c\\u006fntent"')
     for raw in (twice, elsewhere, escaped):
         assert _event(raw)["choices"] == event["choices"]
         assert Mould.of(raw, _event(raw), encode) is None

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import itertools
 import ssl
+import string
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -316,17 +317,17 @@ async def test_what_a_taker_keeps_wakes_nobody() -> None:
     loop = asyncio.get_running_loop()
     shown: list[bytes] = []
 
-    def keeps(data: bytes) -> bool:
+    def keeps(data: bytes) -> bytes:
         shown.append(data)
-        return data.islower()
+        return data.lstrip(string.ascii_lowercase.encode())
 
-    pieces = [b"1\r\na\r\n", b"1\r\nb\r\n", b"1\r\nc\r\n1\r\nd\r\n", b"1\r\ne\r\n", b"1\r\nF\r\n"]
+    pieces = [b"1\r\na\r\n", b"1\r\nb\r\n", b"1\r\nc\r\n2\r\nDd\r\n", b"1\r\ne\r\n", b"1\r\nF\r\n"]
     for number, piece in enumerate(pieces):
         loop.call_later(0.2 * (number + 1), connection.data_received, piece)
-    assert await answer.some(0.5, taker=keeps) == b"cd", "what comes together is read together"
-    assert shown == [b"a", b"b"]
+    assert await answer.some(0.5, taker=keeps) == b"Dd", "from what it did not keep on"
+    assert shown == [b"a", b"b", b"cDd"]
     assert await answer.some(0.5, taker=keeps) == b"F"
-    assert shown == [b"a", b"b", b"e", b"F"]
+    assert shown == [b"a", b"b", b"cDd", b"e", b"F"]
     connection.data_received(b"1\r\ng\r\n")
     assert await answer.some(0.5, taker=keeps) == b"g", "what nobody waited for is not shown"
     loop.call_later(0.1, connection.data_received, b"1\r\nh\r\n")
