@@ -59,14 +59,17 @@ class Client:
 
 @given(
     st.lists(ENDS, min_size=len(CHUNKS) + 1, max_size=len(CHUNKS) + 1),
-    st.lists(st.integers(0, 2500), max_size=12),
+    st.sets(st.integers(1, len(CHUNKS)), min_size=3),
+    st.lists(st.integers(0, 2500), max_size=2),
 )
 def test_however_a_stream_is_cut_the_client_gets_the_same_events(
-    ends: list[bytes], cuts: list[int]
+    ends: list[bytes], between: set[int], within: list[int]
 ) -> None:
     lines = [b"data: " + orjson.dumps(chunk) for chunk in CHUNKS] + [b"data: [DONE]"]
-    script = b"".join(line + end for line, end in zip(lines, ends, strict=True))
-    places = sorted({0, len(script), *(cut for cut in cuts if cut < len(script))})
+    whole = [line + end for line, end in zip(lines, ends, strict=True)]
+    script, starts = b"".join(whole), [0, *itertools.accumulate(map(len, whole))]
+    cuts = {starts[number] for number in between} | {cut for cut in within if cut < len(script)}
+    places = sorted({0, len(script), *cuts})
     pieces = [script[a:b] for a, b in itertools.pairwise(places)]
     relay, client = Relay(HEAD, None, True, strict=False), Client()
     stream = ChatStream(relay, Assembler())
