@@ -10,25 +10,31 @@ from typing import Any
 import orjson
 
 _CONTENT = re.compile(rb'"content":\s*"((?:[^"\\]|\\.)*)"')
-_MARK = "understudy: the text"
+_PADDING = re.compile(rb'"obfuscation":\s*"([^"\\]*)"')
+"""OpenAI's, against who reads the lengths of packets: another one in each chunk."""
+_TEXT = "understudy: the text"
+_PAD = "understudy: the padding"
 
 
 @dataclass(frozen=True, slots=True)
 class Mould:
-    """What stands before and after the text, in an event as it comes and as it goes out.
+    """What stands around the text, in an event as it comes and as it goes out; and around the
+    padding, in a stream that has some.
 
     JSON that is the same but for what stands between the quotes of one string is the same value but
     for that string: neither has the rest of it to be parsed, nor written out anew.
     """
 
     before: bytes
-    """To the string's first quote."""
+    """To the text's first quote."""
     after: bytes
-    """From its last one on."""
-    out_before: bytes
-    out_after: bytes
+    """From its last quote on, to the first one of the padding."""
+    tail: bytes
+    """From the padding's last quote on; nothing where there is none."""
+    out: tuple[bytes, bytes, bytes]
+    """What goes out, without the text and its quotes and without the padding."""
     start: int
-    stop: int
+    """Of the text, with its quotes."""
 
     @classmethod
     def of(
@@ -40,23 +46,38 @@ class Mould:
         found = _CONTENT.search(raw)
         if found is None:
             return None
-        marked = {**event, "choices": [{**event["choices"][0], "delta": {"content": _MARK}}]}
-        before, after = raw[: found.start(1)], raw[found.end(1) :]
+        before, after, tail = raw[: found.start(1)], raw[found.end(1) :], b""
+        marked = {**event, "choices": [{**event["choices"][0], "delta": {"content": _TEXT}}]}
+        if "obfuscation" in event and (padding := _PADDING.search(after)):
+            after, tail = after[: padding.start(1)], after[padding.end(1) :]
+            marked["obfuscation"] = _PAD
+        text, pad = _TEXT.encode(), _PAD.encode() if tail else b""
         # Another string may have been found, or the same key twice: then this is another event.
-        if orjson.loads(before.removeprefix(b"data:") + _MARK.encode() + after) != marked:
+        if orjson.loads(b"%b%b%b%b%b" % (before[5:], text, after, pad, tail)) != marked:
             return None
-        out_before, *out_after = out(marked).split(b'"%b"' % _MARK.encode())
-        if len(out_after) != 1:
+        parts = out(marked).split(b'"%b"' % text)
+        if tail and len(parts) == 2:
+            parts[1:] = parts[1].split(pad)
+        if len(parts) != (3 if tail else 2):
             return None
-        return cls(before, after, out_before, out_after[0], len(before) - 1, 1 - len(after))
+        first, middle, last = (*parts, b"")[:3]
+        return cls(before, after, tail, (first, middle, last), len(before) - 1)
 
     def text(self, raw: bytes) -> tuple[str, bytes] | None:
         """The text of an event that has this form, and what goes out for it."""
-        if not (raw.startswith(self.before) and raw.endswith(self.after)):
+        pad, end = b"", len(raw)
+        if self.tail:
+            stop = end - len(self.tail)
+            end = raw.rfind(b'"', 0, stop) + 1
+            pad = raw[end:stop]
+            if not raw.endswith(self.tail) or not (pad.isalnum() or not pad):
+                return None
+        if not (raw.startswith(self.before) and raw.endswith(self.after, 0, end)):
             return None
-        string = raw[self.start : self.stop]
+        string = raw[self.start : end - len(self.after) + 1]
         try:
             text = orjson.loads(string)
         except orjson.JSONDecodeError:
             return None  # what follows the text begins earlier, or it is broken
-        return (text, b"".join((self.out_before, string, self.out_after))) if text else None
+        first, middle, last = self.out
+        return (text, b"".join((first, string, middle, pad, last))) if text else None

@@ -248,13 +248,18 @@ def test_a_chunk_known_by_its_bytes_is_what_parsing_makes_of_it(
 
 
 @pytest.mark.parametrize("written", WRITERS)
-def test_a_chunk_with_another_text_is_not_parsed(written: Callable[[Any], bytes]) -> None:
+@pytest.mark.parametrize("padded", [False, True], ids=["bare", "padded"])
+def test_a_chunk_with_another_text_is_not_parsed(
+    written: Callable[[Any], bytes], padded: bool
+) -> None:
     stream, said = _begun(), ["a", 'b"\\', "\u00e9\n", "\U0001f600", " "]
     parsed = Mock(side_effect=_event)
     for text in said:
-        raw = b"data: " + written(teacher_chunk({"content": text}))
+        padding = {"obfuscation": f"pad{len(text)}"} if padded else {}
+        raw = b"data: " + written({**teacher_chunk({"content": text}), **padding})
         part = _parsed(stream.at_once(raw, parsed))
         assert part["choices"][0]["delta"] == {"content": text}
+        assert part.get("obfuscation") == padding.get("obfuscation")
     parsed.assert_called_once()
     assert stream.whole.text == "".join(said)
 
@@ -285,7 +290,7 @@ def test_moulds_that_never_fit_are_made_a_few_times_only(monkeypatch: pytest.Mon
     monkeypatch.setattr(Mould, "of", made)
     stream = _begun()
     for number in range(20):
-        chunk = {**teacher_chunk({"content": "a"}), "obfuscation": "x" * number}
+        chunk = {**teacher_chunk({"content": "a"}), "sequence_number": number}
         assert _at_once(stream, chunk)
     assert made.call_count == MOULDS
     assert stream.whole.text == "a" * 20
