@@ -133,6 +133,10 @@ class Categorical:
     head: LinearHead
 
 
+# What an array's own methods come to in the end.
+_max, _sum, _ZERO = np.maximum.reduce, np.add.reduce, np.float32(0.0)
+
+
 class PromptScores:
     """The scores of one prompt at a time, as serving needs them: what a vector is compared with
     lies in one matrix, and the least of numpy is called, since a call costs more than its work."""
@@ -149,12 +153,12 @@ class PromptScores:
         """See ``Distance.of_prompt``."""
         found = self._rows @ vector
         logits = found[self._head : self._hidden] + self._intercept
-        peak = float(logits.max())
-        energy = math.log(float(np.exp(logits - np.float32(peak)).sum())) + peak
-        hidden = np.maximum(found[self._hidden :] + self._bias, np.float32(0.0))
+        peak = _max(logits)
+        energy = math.log(_sum(np.exp(logits - peak))) + float(peak)
+        hidden = np.maximum(found[self._hidden :] + self._bias, _ZERO)
         length = max(math.sqrt(float(hidden @ hidden)), 1e-6)
-        projected = float((self._projected @ hidden).max()) / length
-        similarity = float(found[: self._head].max())
+        projected = float(_max(self._projected @ hidden)) / length
+        similarity = float(_max(found[: self._head]))
         return (projected, similarity, energy), logits - np.float32(energy)
 
 

@@ -9,7 +9,7 @@ millisecond, and belongs off the event loop.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ REACH: Mapping[str, tuple[float, float]] = {
     "head_logprob": (FLOOR, 0.0),
 }
 """Values that each feature can take."""
+
+KEY_CHARS = 512
+"""Of prompts that are remembered by what they say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,7 @@ class Judge:
 
         if tools or response_format:
             return make()
-        return self._prompts.recall(_digest(messages), make)
+        return self._prompts.recall(_key(messages), make)
 
     def prejudge_text(self, text: str, template: str) -> Prejudgement:
         """The same for a prompt whose parts are taken apart already."""
@@ -294,7 +297,10 @@ class Judge:
         return [(float(similarity[i]), self.artefact.prompts[i]) for i in order]
 
 
-def _digest(messages: Sequence[Message]) -> bytes:
-    """What a prompt is remembered by: as long for a long one."""
-    said = "".join(f"{m.role} {len(m.content)} {m.content}" for m in messages)
-    return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _key(messages: Sequence[Message]) -> Hashable:
+    """What a prompt is remembered by: itself, or a digest, lest a long one take more room."""
+    said = tuple([part for m in messages for part in (m.role, m.content)])
+    if sum(map(len, said)) <= KEY_CHARS:
+        return said
+    whole = "".join(f"{len(part)} {part}" for part in said)
+    return hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -6,6 +6,7 @@ the two parts never mix: the fixed part is compared exactly, the variable part b
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -18,7 +19,8 @@ from router.errors import FitError
 FIXED_ROLES = frozenset({"system", "developer"})
 CONTEXT_CHARS = 512
 """Of the turns before the last user message, so many characters are embedded, newest first."""
-_SPACE = re.compile(r"\s+")
+KEPT_CHARS = 4096
+"""Fingerprints of longer fixed parts are not kept."""
 _SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 Slots = Mapping[str, re.Pattern[str]]
@@ -66,21 +68,28 @@ def fingerprint(
     ``system``), the shape of the conversation (one turn or several), the tool schemas and the
     response format.
     """
-    fixed = [fixed_text(m.content, slots) for m in messages if m.role in FIXED_ROLES]
-    turns = sum(m.role not in FIXED_ROLES for m in messages)
-    shape = {
-        "fixed": fixed,
-        "turns": "single" if turns <= 1 else "multi",
-        "tools": tools or None,
-        "response_format": response_format or None,
-    }
+    fixed = tuple([fixed_text(m.content, slots) for m in messages if m.role in FIXED_ROLES])
+    turns = "single" if sum(m.role not in FIXED_ROLES for m in messages) <= 1 else "multi"
+    if tools or response_format or sum(map(len, fixed)) > KEPT_CHARS:
+        return _hashed(fixed, turns, tools or None, response_format or None)
+    return _kept(fixed, turns)
+
+
+def _hashed(fixed: tuple[str, ...], turns: str, tools: Any, response_format: Any) -> str:
+    shape = {"fixed": fixed, "turns": turns, "tools": tools, "response_format": response_format}
     canonical = json.dumps(shape, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+@functools.lru_cache(maxsize=256)
+def _kept(fixed: tuple[str, ...], turns: str) -> str:
+    """Of prompts that are nothing but text: one template serves a whole task."""
+    return _hashed(fixed, turns, None, None)
+
+
 def fixed_text(text: str, slots: Slots = NO_SLOTS) -> str:
     """White space folded, and what fills a slot replaced by ``{{name}}``."""
-    folded = _SPACE.sub(" ", text).strip()
+    folded = " ".join(text.split())
     for name, pattern in slots.items():
         folded = pattern.sub(f"{{{{{name}}}}}", folded)
     return folded

@@ -31,6 +31,7 @@ from router.manifest import FitSettings
 from router.memory import REMEMBERED
 from router.minilm import sentence_part
 from router.rows import Row, read_rows, usable
+from router.threads import stay_on_one_thread
 from router.tier import FEATURE_SIGNS, FEATURES, Tier
 from tests.fakes.rig import ROOT
 
@@ -305,6 +306,7 @@ def latency(judge: Judge, traffic: Traffic) -> dict[str, Any]:
         for r, keep in zip(traffic.rows, traffic.of("in_domain", "near", "oos"), strict=True)
         if keep
     ]
+    stay_on_one_thread()  # as the server does
     judge.remember(0)  # every prompt was judged before, for the tables above
     for row in mixed[:50]:
         judge.decide(row.messages, row.student)
