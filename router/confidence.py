@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import mul
 
 import numpy as np
 import numpy.typing as npt
@@ -110,7 +111,7 @@ def _low(values: Sequence[float]) -> float:
 
 
 def _clamped(value: float) -> float:
-    return FLOOR if math.isnan(value) else max(value, FLOOR)
+    return value if value >= FLOOR else FLOOR  # which also takes the place of no number
 
 
 def _margin(token: TokenLogprob) -> float:
@@ -124,11 +125,11 @@ def _margin(token: TokenLogprob) -> float:
 
 def _entropy(token: TokenLogprob) -> float:
     """Entropy in nats over the reported alternatives, the unreported mass as one more outcome."""
-    shares = [math.exp(_clamped(v)) for v in token.top] or [math.exp(_clamped(token.logprob))]
+    known = [v if v >= FLOOR else FLOOR for v in token.top or (token.logprob,)]
+    shares = [math.exp(v) for v in known]
     rest = 1.0 - sum(shares)
-    if rest > 1e-9:
-        shares.append(rest)
-    return -sum(p * math.log(p) for p in shares if p > 0.0)
+    weighed: float = sum(map(mul, shares, known))
+    return -(weighed + rest * math.log(rest) if rest > 1e-9 else weighed)
 
 
 def _second_opinion(
