@@ -76,12 +76,11 @@ def alone(event: bytes) -> bytes | None:
 
 def _whole(chunk: bytes) -> list[bytes]:
     """The data of what a chunk usually is: one whole event, or some, of a line each."""
-    if not chunk.endswith(b"\n\n") or b"\r" in chunk:
+    if not chunk.endswith(b"\n\n"):
         return []
-    lines = chunk[:-2].split(b"\n\n")
-    if all(line.startswith(b"data: ") and b"\n" not in line for line in lines):
-        return [line[6:] for line in lines]
-    return []
+    events = chunk[:-2].split(b"\n\n")
+    found = [data for event in events if (data := alone(event)) is not None]
+    return found if len(found) == len(events) else []
 
 
 def encode(obj: object) -> bytes:

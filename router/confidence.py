@@ -111,7 +111,7 @@ def _low(values: Sequence[float]) -> float:
 
 
 def _clamped(value: float) -> float:
-    return value if value >= FLOOR else FLOOR  # which also takes the place of no number
+    return value if value >= FLOOR else FLOOR  # not a number comes to that, too
 
 
 def _margin(token: TokenLogprob) -> float:
@@ -125,7 +125,7 @@ def _margin(token: TokenLogprob) -> float:
 
 def _entropy(token: TokenLogprob) -> float:
     """Entropy in nats over the reported alternatives, the unreported mass as one more outcome."""
-    known = [v if v >= FLOOR else FLOOR for v in token.top or (token.logprob,)]
+    known = list(map(_clamped, token.top or (token.logprob,)))
     shares = [math.exp(v) for v in known]
     rest = 1.0 - sum(shares)
     weighed: float = sum(map(mul, shares, known))

@@ -33,8 +33,6 @@ class Mould:
     """From the padding's last quote on; nothing where there is none."""
     out: tuple[bytes, bytes, bytes]
     """What goes out, without the text and its quotes and without the padding."""
-    start: int
-    """Of the text, with its quotes."""
 
     @classmethod
     def of(
@@ -61,7 +59,7 @@ class Mould:
         if len(parts) != (3 if tail else 2):
             return None
         first, middle, last = (*parts, b"")[:3]
-        return cls(before, after, tail, (first, middle, last), len(before) - 1)
+        return cls(before, after, tail, (first, middle, last))
 
     def text(self, raw: bytes) -> tuple[str, bytes] | None:
         """The text of an event that has this form, and what goes out for it."""
@@ -74,7 +72,7 @@ class Mould:
                 return None
         if not (raw.startswith(self.before) and raw.endswith(self.after, 0, end)):
             return None
-        string = raw[self.start : end - len(self.after) + 1]
+        string = raw[len(self.before) - 1 : end - len(self.after) + 1]
         try:
             text = orjson.loads(string)
         except orjson.JSONDecodeError:

@@ -223,6 +223,7 @@ PLAIN = st.builds(
     st.sampled_from([0, 0, 0, 1]),
     st.sampled_from([
         {}, {}, {}, {"service_tier": '"content": "x"'}, {"obfuscation": "abc"},
+        {"obfuscation": "xyz12"}, {"obfuscation": ""}, {"obfuscation": '"}'},
         {"system_fingerprint": "other"},
     ]),
 )  # fmt: skip
