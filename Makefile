@@ -132,7 +132,7 @@ bench-streams: .venv/.ready  ## A thousand simulated streams per scenario throug
 bench: .venv/.ready $(CLIENTS)/.ready  ## CPU, latency, streams and memory beside nginx, a bare pass-through and peers
 	$(BIN)/python -m tests.bench
 
-bench-before: .venv/.ready  ## The gateway beside that of another commit (REV=main~1 ROUTE=off, out, student, mixed, fresh, first or streams)
+bench-before: .venv/.ready  ## The gateway beside that of another commit (REV=main~1 ROUTE=off, out, student, mixed, fresh, first, streams or long-streams)
 	$(BIN)/python -m tests.bench.before --rev $(or $(REV),HEAD) --path $(or $(ROUTE),off) --bare
 
 bench-clients: .venv/.ready  ## Clients that leave and clients that are slow

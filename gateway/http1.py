@@ -68,7 +68,7 @@ class Answer:
 
     __slots__ = (
         "_connection", "_due", "_failure", "_idle_s", "_inflate", "_over", "_parts", "_size",
-        "_taker", "_until", "_waiter", "_watch", "headers", "status",
+        "_taker", "_time", "_until", "_waiter", "_watch", "headers", "status",
     )  # fmt: skip
 
     def __init__(self, connection: Connection) -> None:
@@ -84,6 +84,7 @@ class Answer:
         self._taker: Taker | None = None
         self._idle_s = self._until = self._due = math.inf
         self._watch: asyncio.TimerHandle | None = None
+        self._time = asyncio.get_running_loop().time
         self._inflate: Any = None
 
     async def some(
@@ -101,10 +102,10 @@ class Answer:
             if not (self._parts or self._over or self._failure is not None):
                 if due == math.inf:
                     self._idle_s, self._until = idle_s, until
-                    due = self._next_due()
+                    due = min(self._time() + idle_s, until)
                 await self._wait(due, taker if self._inflate is None else None)
             elif self._parts:
-                data = self._taken()
+                data = self._all()
                 if self._inflate is not None:
                     data = self._inflated(data)
                 if data:
@@ -140,8 +141,8 @@ class Answer:
         elif coding not in ("", "identity"):
             raise BrokenHttp("the body is compressed in a way that was not asked for")
 
-    def _taken(self) -> bytes:
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+    def _all(self) -> bytes:
+        data = b"".join(self._parts)
         self._parts.clear()
         if self._size > BUFFER_BYTES and self._connection is not None:
             self._connection.go_on()
@@ -156,11 +157,6 @@ class Answer:
         if self._inflate.unconsumed_tail:
             self._parts.insert(0, self._inflate.unconsumed_tail)
         return found
-
-    def _next_due(self) -> float:
-        if self._idle_s == math.inf:
-            return self._until
-        return min(asyncio.get_running_loop().time() + self._idle_s, self._until)
 
     async def _wait(self, due: float = math.inf, taker: Taker | None = None) -> None:
         loop = asyncio.get_running_loop()
@@ -194,22 +190,16 @@ class Answer:
         self._wake()
 
     def came(self, data: bytes) -> bool:
-        """A part of the body; whether enough of it waits to be read."""
+        """What a packet brought of the body; whether enough of it waits to be read."""
+        if self._taker is not None and self._waiter is not None and not self._waiter.done():
+            data = self._taker(data)
+            if not data:
+                self._due = min(self._time() + self._idle_s, self._until)
+                return False
         self._parts.append(data)
         self._size += len(data)
-        return self._size > BUFFER_BYTES
-
-    def brought(self) -> None:
-        """What a packet brought is here."""
-        if not self._parts or self._waiter is None or self._waiter.done():
-            return
-        if self._taker is not None:
-            rest = self._taker(self._taken())
-            if not rest:
-                self._due = self._next_due()
-                return
-            self.came(rest)
         self._wake()
+        return self._size > BUFFER_BYTES
 
     def ended(self, failure: str | None = None) -> None:
         """No more comes; without a failure the body is whole."""
@@ -236,6 +226,8 @@ class Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._head_bytes = 0
         self._in_body = False
+        self._body: list[bytes] = []
+        """What the packet at hand has brought of it."""
         self._paused = False
 
     def ask(self, head: bytes, body: bytes) -> Answer:
@@ -274,12 +266,17 @@ class Connection(asyncio.Protocol):
         if self._answer is None:
             self.abort()  # nobody asked: what follows cannot be told from the next answer
             return
-        answer = self._answer
+        answer, body = self._answer, self._body
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._spoilt("what came is not HTTP/1.1")
-        answer.brought()
+        if body:
+            brought = body[0] if len(body) == 1 else b"".join(body)
+            body.clear()
+            if answer.came(brought) and self._answer is not None and not self._paused:
+                self._paused = True
+                self._transport.pause_reading()
         if self._answer is not None and not self._in_body:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
@@ -307,9 +304,8 @@ class Connection(asyncio.Protocol):
             self._answer.began(status, self._headers)
 
     def on_body(self, body: bytes) -> None:
-        if self._answer is not None and self._answer.came(body) and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
+        if self._answer is not None:
+            self._body.append(body)
 
     def on_message_complete(self) -> None:
         if not self._in_body:

@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import yaml
 
 from deploy.demo.processes import Child, Children, wait_ready
 from tests.bench.load import Refused, Round, Side, load, memory_mib
-from tests.bench.mock import CHUNKS, PARK, mixed
+from tests.bench.mock import CHUNKS, LONG, LONG_CHUNKS, PARK, mixed
 from tests.bench.nginx import start_nginx
 from tests.bench.peers import peers
 from tests.fakes.process import free_port
@@ -145,15 +145,23 @@ def measure_whole(sides: Sequence[Side], rounds: int) -> Table:
 
 
 def measure_streams(sides: Sequence[Side], rounds: int) -> Table:
-    """Streams of ``CHUNKS`` chunks at 16 connections."""
-    table: Table = {side.name: {16: []} for side in sides}
+    """Streams at 16 connections, by their number of chunks: of two lengths, so that what a chunk
+    costs can be told from what a stream's beginning and end do."""
+    table: Table = {side.name: {CHUNKS: [], LONG_CHUNKS: []} for side in sides}
     for _ in range(rounds):
         for side in sides:
             count = STREAMS // (4 if side.name in SLOW else 1)
+            long = replace(side, texts=[LONG])
             try:
-                table[side.name][16].append(asyncio.run(load(side, count, 16, stream=True)))
+                pair = [
+                    asyncio.run(load(side, count, 16, stream=True)),
+                    asyncio.run(load(long, count * CHUNKS // LONG_CHUNKS, 16, stream=True)),
+                ]
             except Refused as refused:
                 print(f"streams: {refused}", file=sys.stderr)
+                continue
+            for chunks, found in zip((CHUNKS, LONG_CHUNKS), pair, strict=True):
+                table[side.name][chunks].append(found)
     return table
 
 
@@ -214,14 +222,28 @@ def report_whole(table: Table) -> None:
         print()
 
 
+def per_chunk(short: Round, long: Round) -> float:
+    """CPU microseconds of one more chunk in a stream."""
+    return (long.cpu_us - short.cpu_us) / (LONG_CHUNKS - CHUNKS)
+
+
 def report_streams(table: Table, memory: dict[str, float]) -> None:
-    """CPU per relayed chunk, first byte, and memory of open streams."""
-    print(f"\n{'streams':38} {'CPU us/chunk':>12} {'first p50':>10} {'p99':>8} {'MiB/1000':>9}")
+    """CPU per relayed chunk and of a stream besides, both together in a stream of ``CHUNKS``, first
+    byte, and memory of open streams. Medians of what each round's two lengths give."""
+    print(f"\n{'streams':38} {'CPU us/chunk':>12} {'us/stream':>10} {f'all / {CHUNKS}':>10} "
+          f"{'first p50':>10} {'p99':>8} {'MiB/1000':>9}")  # fmt: skip
     for name, by in table.items():
-        rounds = by[16]
-        print(f"{name:38} {_median(rounds, lambda r: r.cpu_us / CHUNKS):12.1f} "
-              f"{_median(rounds, lambda r: r.p50_ms):10.2f} "
-              f"{_median(rounds, lambda r: r.p99_ms):8.2f} {memory[name]:9.1f}")  # fmt: skip
+        short = by[CHUNKS]
+        pairs = list(zip(short, by[LONG_CHUNKS], strict=True))
+        chunk = [per_chunk(*pair) for pair in pairs]
+        besides = [s.cpu_us - CHUNKS * per_chunk(s, long) for s, long in pairs]
+        if not pairs:
+            print(f"{name:38} not measured, {memory[name]:.1f} MiB for {OPEN} open")
+            continue
+        print(f"{name:38} {statistics.median(chunk):12.1f} {statistics.median(besides):10.0f} "
+              f"{_median(short, lambda r: r.cpu_us / CHUNKS):10.1f} "
+              f"{_median(short, lambda r: r.p50_ms):10.2f} "
+              f"{_median(short, lambda r: r.p99_ms):8.2f} {memory[name]:9.1f}")  # fmt: skip
 
 
 def _json(table: Table) -> Any:

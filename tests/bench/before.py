@@ -15,17 +15,19 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deploy.demo.processes import Children, wait_ready
 from tests.bench.__main__ import floor, gateway
 from tests.bench.load import Round, Side, load
-from tests.bench.mock import CHUNKS, mixed
+from tests.bench.mock import CHUNKS, LONG, LONG_CHUNKS, mixed
 from tests.fakes.process import free_port
 from tests.fakes.rig import FAR, IN_DOMAIN, KEY, ROOT
 
-STREAMS = "streams"
+STREAMS = {"streams": CHUNKS, "long-streams": LONG_CHUNKS}
+"""Paths on which answers are streams, and the chunks of one."""
 OFF: dict[str, Any] = {"student": None, "router": None}
 PATHS: dict[str, tuple[dict[str, Any], list[str] | None]] = {
     "off": (OFF, [FAR]),
@@ -34,7 +36,8 @@ PATHS: dict[str, tuple[dict[str, Any], list[str] | None]] = {
     "mixed": ({}, None),
     "fresh": ({"router": {"remember": 0}}, None),
     "first": ({"router": {"remember": 0}}, [FAR]),
-    STREAMS: (OFF, [FAR]),
+    "streams": (OFF, [FAR]),
+    "long-streams": (OFF, [LONG]),
 }
 """Router off; remembered and plainly out; remembered and served by the student; mixed traffic
 remembered; mixed traffic judged anew; the static tier alone, anew; streams, router off."""
@@ -62,7 +65,7 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help="with the bare pass-through")
     chosen = parser.parse_args()
     task, texts = PATHS[chosen.path]
-    texts, streamed = texts or mixed(), chosen.path == STREAMS
+    texts, streamed = texts or mixed(), chosen.path in STREAMS
     with tempfile.TemporaryDirectory() as name, Children(Path(name) / "logs") as children:
         port = free_port()
         mock = children.start("mock", [sys.executable, "-m", "tests.bench.mock", str(port)], {})
@@ -81,7 +84,7 @@ def main() -> None:
             for number, (label, tree) in enumerate(trees.items())
         ]
         if chosen.bare:
-            sides.append(floor(children, url))
+            sides.append(replace(floor(children, url), texts=texts))
         rounds: dict[str, list[Round]] = {side.name: [] for side in sides}
         for number in range(chosen.rounds + 1):
             for side in sides:
@@ -91,7 +94,7 @@ def main() -> None:
                 if number:  # the first round warms up
                     rounds[side.name].append(measured)
     print(f"{chosen.path}, {chosen.connections} connections"
-          f"{f'; a stream has {CHUNKS} chunks' if streamed else ''}")  # fmt: skip
+          f"{f'; a stream has {STREAMS[chosen.path]} chunks' if streamed else ''}")  # fmt: skip
     for label, found in rounds.items():
         costs = sorted(r.cpu_us for r in found)
         ratio = statistics.median(

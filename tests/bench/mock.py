@@ -3,7 +3,7 @@
 ``python -m tests.bench.mock PORT``: ``/v1`` answers as a teacher, ``/student/v1`` as vLLM, with
 what the demo's student said when it was asked (``tests.bench.answers``), log-probabilities
 included, and surely 'apr' to anything else. A teacher's stream is ``CHUNKS`` events, one packet
-each; a prompt that says PARK gets one event and then silence.
+each; a prompt that says LONG gets ``LONG_CHUNKS``, one that says PARK an event and then silence.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -25,10 +25,10 @@ from tests.fakes.answers import (
     vllm_events,
 )
 
-CHUNKS = 100
+CHUNKS, LONG_CHUNKS = 100, 400
 GAP_S = 0.002
 """Between the packets of a stream: a fast model's pace."""
-PARK = "PARK"
+LONG, PARK = "LONG", "PARK"
 
 _ANSWER = json.dumps(completion("transfer")).encode()
 
@@ -80,13 +80,19 @@ def _events_of(answer: StudentAnswer) -> Iterator[object]:
     yield {**vllm_chunk({}), "choices": [], "usage": USAGE}
 
 
-_EVENTS = [_event(e) for e in teacher_events([f"word{n} " for n in range(CHUNKS - 2)], usage=True)]
-STREAM = [_chunk(event) for event in _EVENTS]
-STREAM[0] = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    + STREAM[0]
-)
-STREAM[-1] += _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+def _packets(count: int) -> list[bytes]:
+    """A teacher's stream of so many events."""
+    events = teacher_events([f"word{n} " for n in range(count - 2)], usage=True)
+    packets = [_chunk(_event(event)) for event in events]
+    packets[0] = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+        + packets[0]
+    )
+    packets[-1] += _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+    return packets
+
+
+STREAM, LONG_STREAM = _packets(CHUNKS), _packets(LONG_CHUNKS)
 PARKED = STREAM[0] + _chunk(_event(teacher_chunk({"content": "a"})))
 
 
@@ -121,14 +127,14 @@ class Mock(asyncio.Protocol):
         elif PARK.encode() in body:
             self._transport.write(PARKED)
         else:
-            self._next(0)
+            self._next(LONG_STREAM if LONG.encode() in body else STREAM, 0)
 
-    def _next(self, number: int) -> None:
+    def _next(self, packets: Sequence[bytes], number: int) -> None:
         if self._transport.is_closing():
             return
-        self._transport.write(STREAM[number])
-        if number + 1 < len(STREAM):
-            self._loop.call_later(GAP_S, self._next, number + 1)
+        self._transport.write(packets[number])
+        if number + 1 < len(packets):
+            self._loop.call_later(GAP_S, self._next, packets, number + 1)
 
 
 async def main(port: int) -> None:
