@@ -37,7 +37,7 @@ class Events:
         self._response = response
         self._parser = EventParser()
         self._ready: deque[Event] = deque()
-        self._over = self._within = False
+        self._over = False
         self._shown: tuple[bytes, Event] | None = None
         """The event that ``direct`` had parsed last, as it came and parsed."""
 
@@ -78,7 +78,7 @@ class Events:
             return End.EOF
 
     def _take(self, chunk: bytes) -> bytes:
-        if self.direct is None or self._within:
+        if self.direct is None or self._parser.within:
             return chunk
         events = chunk.split(_END)
         rest = events.pop()
@@ -103,7 +103,6 @@ class Events:
             events = self._parser.feed(chunk)
         except EventTooLarge as error:
             raise UpstreamError("malformed", str(error)) from error
-        self._within = self._parser.within
         for data in events:
             self._ready.append(End.DONE if data.strip() == b"[DONE]" else _object(data))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -88,8 +88,6 @@ class Writer:
         self._pressure = Level.WHOLE
         self._looked_at = 0.0
         self._flush_from = 0.0
-        self._shown: tuple[int, int] | None = None
-        """Level and late exchanges, as the metrics have them."""
 
     def run(self) -> None:
         """Until None comes out of the queue; then once more what is late, and the end."""
@@ -194,18 +192,17 @@ class Writer:
     def _attempt(self, jobs: list[Job], rows: list[Exchange]) -> Fault | None:
         """Commit rows and what they count for, in one transaction."""
         records, totals = self._metrics.records, self._metrics.totals
-        before = _states(jobs, rows)
+        before = Counter(map(_state, jobs, rows))
         counts = [pair for job in jobs for pair in job.counts]
         counts += [(records.labels(state).series, count) for state, count in before.items()]
         fault = self._put(rows, counts)
         if fault is None:
-            after = _states(jobs, rows)
+            after = Counter(map(_state, jobs, rows))
             for state, count in after.items():
                 records.labels(state).show(count)
             if after != before:  # whoever waited was let go while the commit did
                 for state in {*before, *after}:
-                    amount = after.get(state, 0) - before.get(state, 0)
-                    totals.add(records.labels(state).series, amount)
+                    totals.add(records.labels(state).series, after[state] - before[state])
         return fault
 
     def _put(self, rows: list[Exchange], counts: Iterable[tuple[Series, float]]) -> Fault | None:
@@ -282,11 +279,8 @@ class Writer:
         if level is not self.level:
             log("capture_level", level=level.name.lower(), fault=self._fault, late=len(self._late))
             self.level = level
-        shown = int(level), len(self._late)
-        if shown != self._shown:
-            self._shown = shown
-            self._metrics.capture_level.set(shown[0])
-            self._metrics.late.set(shown[1])
+        self._metrics.capture_level.set(int(level))
+        self._metrics.late.set(len(self._late))
 
     def _last(self) -> None:
         while self._late:
@@ -335,15 +329,6 @@ def count_lost(metrics: Metrics, jobs: Sequence[Job]) -> None:
     for job in jobs:
         for series, amount in job.counts:
             metrics.totals.add(series, amount)
-
-
-def _states(jobs: Sequence[Job], rows: Sequence[Exchange]) -> dict[str, int]:
-    """How many of them are in which state."""
-    found: dict[str, int] = {}
-    for job, row in zip(jobs, rows, strict=True):
-        state = _state(job, row)
-        found[state] = found.get(state, 0) + 1
-    return found
 
 
 def _state(job: Job, row: Exchange) -> str:

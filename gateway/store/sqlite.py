@@ -9,11 +9,11 @@ only; readers open their own.
 from __future__ import annotations
 
 import contextlib
-import os
+import functools
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -55,23 +55,22 @@ class _Insert:
     columns: tuple[str, ...]
     known: str
     """What happens to those that are there already."""
-    _sql: dict[int, str] = field(default_factory=dict)
 
     def run(self, db: Database, rows: Sequence[Sequence[Any]]) -> int:
         """Insert; returns how many rows were new, or changed."""
         changed = 0
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
-            sql = self._sql.get(len(part)) or self._of(len(part))
+            sql = _insert_sql(self.table, self.columns, self.known, len(part))
             changed += db.execute(sql, list(chain.from_iterable(part))).rowcount
         return changed
 
-    def _of(self, count: int) -> str:
-        row = f"({', '.join('?' * len(self.columns))})"
-        rows, columns = ", ".join([row] * count), ", ".join(self.columns)
-        sql = f"INSERT INTO {self.table} ({columns}) VALUES {rows} ON CONFLICT {self.known}"
-        self._sql[count] = sql
-        return sql
+
+@functools.cache
+def _insert_sql(table: str, columns: tuple[str, ...], known: str, count: int) -> str:
+    row = f"({', '.join('?' * len(columns))})"
+    rows = ", ".join([row] * count)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {rows} ON CONFLICT {known}"
 
 
 _LEFT = "DO NOTHING"
@@ -230,7 +229,7 @@ class SqliteStore(Repository):
     def moved(self) -> bool:
         """Whether the path leads to another file, or none: what is written then is lost."""
         try:
-            return os.stat(self.name).st_ino != self._inode
+            return self.path.stat().st_ino != self._inode
         except OSError:
             return True
 

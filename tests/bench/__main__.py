@@ -234,12 +234,11 @@ def report_streams(table: Table, memory: dict[str, float]) -> None:
           f"{'first p50':>10} {'p99':>8} {'MiB/1000':>9}")  # fmt: skip
     for name, by in table.items():
         short = by[CHUNKS]
-        pairs = list(zip(short, by[LONG_CHUNKS], strict=True))
-        chunk = [per_chunk(*pair) for pair in pairs]
-        besides = [s.cpu_us - CHUNKS * per_chunk(s, long) for s, long in pairs]
-        if not pairs:
+        if not short:
             print(f"{name:38} not measured, {memory[name]:.1f} MiB for {OPEN} open")
             continue
+        chunk = list(map(per_chunk, short, by[LONG_CHUNKS]))
+        besides = [s.cpu_us - CHUNKS * c for s, c in zip(short, chunk, strict=True)]
         print(f"{name:38} {statistics.median(chunk):12.1f} {statistics.median(besides):10.0f} "
               f"{_median(short, lambda r: r.cpu_us / CHUNKS):10.1f} "
               f"{_median(short, lambda r: r.p50_ms):10.2f} "

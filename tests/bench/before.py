@@ -40,7 +40,8 @@ PATHS: dict[str, tuple[dict[str, Any], list[str] | None]] = {
     "long-streams": (OFF, [LONG]),
 }
 """Router off; remembered and plainly out; remembered and served by the student; mixed traffic
-remembered; mixed traffic judged anew; the static tier alone, anew; streams, router off."""
+remembered; mixed traffic judged anew; the static tier alone, anew; streams of two
+lengths, router off."""
 
 
 def laid_out(revision: str, folder: Path) -> Path:
