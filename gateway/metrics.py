@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,8 +16,10 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from prometheus_client.metrics import MetricWrapperBase
 
 from gateway.store_figures import StoreFigures
+from gateway.tallies import CounterTally, HistogramTally, Tally
 from gateway.totals import Series, Totals, taken_seeds
 from gateway.verdict import Reason, ServedBy
 
@@ -30,22 +32,39 @@ DRAW_OUTCOMES = {True: "agree", False: "disagree", None: "failed"}
 """By whether the answers agree; None is that it could not be told."""
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable: with it, processes add up in ``/metrics``."""
-M = TypeVar("M", Counter, Gauge, Histogram)
+C = TypeVar("C")
+T = TypeVar("T", bound=Tally)
 
 
-class Labelled(Generic[M]):
+class Labelled(Generic[C]):
     """Children by label values: the library's own lookup takes 2 µs, ten times per request."""
 
-    def __init__(self, metric: M) -> None:
-        self.metric: M = metric
-        self._children: dict[tuple[str, ...], M] = {}
+    def __init__(self, metric: MetricWrapperBase, make: Callable[..., C]) -> None:
+        """``make`` is given label values, and makes their child."""
+        self.metric = metric
+        self._make = make
+        self._children: dict[tuple[str, ...], C] = {}
 
-    def labels(self, *values: str) -> M:
+    def labels(self, *values: str) -> C:
         """The child with these label values."""
         child = self._children.get(values)
         if child is None:
-            child = self._children[values] = self.metric.labels(*values)
+            child = self._children[values] = self._make(*values)
         return child
+
+
+class Counting(Protocol):
+    """What takes increments: a series of the library's, or a tally."""
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Count."""
+
+
+class Observing(Protocol):
+    """What takes values: a series of the library's, or a tally."""
+
+    def observe(self, amount: float) -> None:
+        """Count one."""
 
 
 class LastingChild:
@@ -53,7 +72,7 @@ class LastingChild:
 
     __slots__ = ("_child", "_totals", "series")
 
-    def __init__(self, child: Counter, series: Series, totals: Totals) -> None:
+    def __init__(self, child: Counting, series: Series, totals: Totals) -> None:
         self._child, self.series, self._totals = child, series, totals
 
     def inc(self, amount: float = 1.0) -> None:
@@ -66,24 +85,19 @@ class LastingChild:
         self._child.inc(amount)
 
 
-class Lasting:
+class Lasting(Labelled[LastingChild]):
     """A counter whose values a restart takes up again (``Totals``)."""
 
-    def __init__(self, name: str, arity: int, totals: Totals, metric: Counter) -> None:
-        self.name = name
-        self.arity = arity
-        self.metric = metric
-        self._totals = totals
-        self._children: dict[tuple[str, ...], LastingChild] = {}
+    def __init__(
+        self, metric: Counter, name: str, arity: int, totals: Totals, make: Callable[..., Counting]
+    ) -> None:
+        """``arity`` is its number of labels; see ``Labelled`` for ``make``."""
 
-    def labels(self, *values: str) -> LastingChild:
-        """The series with these label values."""
-        child = self._children.get(values)
-        if child is None:
-            series = Series.of(self.name, values)
-            child = LastingChild(self.metric.labels(*values), series, self._totals)
-            self._children[values] = child
-        return child
+        def child(*values: str) -> LastingChild:
+            return LastingChild(make(*values), Series.of(name, values), totals)
+
+        super().__init__(metric, child)
+        self.arity = arity
 
 
 class Metrics:
@@ -92,6 +106,7 @@ class Metrics:
     def __init__(self) -> None:
         self.totals = Totals()
         self._of_totals: dict[str, Lasting] = {}
+        self._tallies: list[Tally] = []
         self._shut: dict[str, bool] = {}
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
@@ -101,26 +116,26 @@ class Metrics:
             "understudy_requests", "Requests answered.",
             "task", "served_by", "reason", "code_class",
         )  # fmt: skip
-        self.duration = Labelled(Histogram(
-            "understudy_request_duration_seconds", "From request to the end of the answer.",
-            ["task", "served_by"], buckets=_SLOW, registry=registry,
-        ))  # fmt: skip
-        self.first_token = Labelled(Histogram(
+        self.duration = self._histogram(
+            "understudy_request_duration_seconds", "From request to the end of the answer.", _SLOW,
+            "task", "served_by",
+        )  # fmt: skip
+        self.first_token = self._histogram(
             "understudy_time_to_first_token_seconds", "From request to the first released chunk.",
-            ["task", "served_by"], buckets=_SLOW, registry=registry,
-        ))  # fmt: skip
-        self.overhead = Labelled(Histogram(
-            "understudy_overhead_seconds", "Time the gateway itself adds, by stage.",
-            ["stage"], buckets=_FAST, registry=registry,
-        ))  # fmt: skip
-        self.ood_score = Labelled(Histogram(
-            "understudy_ood_score", "P(out of distribution) of judged prompts.",
-            ["task"], buckets=_SCORE, registry=registry,
-        ))  # fmt: skip
-        self.disagree_score = Labelled(Histogram(
-            "understudy_disagree_score", "P(disagree) of judged student answers.",
-            ["task"], buckets=_SCORE, registry=registry,
-        ))  # fmt: skip
+            _SLOW, "task", "served_by",
+        )  # fmt: skip
+        self.overhead = self._histogram(
+            "understudy_overhead_seconds", "Time the gateway itself adds, by stage.", _FAST,
+            "stage",
+        )  # fmt: skip
+        self.ood_score = self._histogram(
+            "understudy_ood_score", "P(out of distribution) of judged prompts.", _SCORE,
+            "task",
+        )  # fmt: skip
+        self.disagree_score = self._histogram(
+            "understudy_disagree_score", "P(disagree) of judged student answers.", _SCORE,
+            "task",
+        )  # fmt: skip
         self.threshold = Gauge(
             "understudy_threshold", "Certified threshold on P(disagree).", ["task"],
             multiprocess_mode="livemostrecent", registry=registry,
@@ -144,14 +159,15 @@ class Metrics:
             "understudy_student_info", "1 for the version in service.",
             ["task", "student", "router"], multiprocess_mode="livemostrecent", registry=registry,
         )  # fmt: skip
-        self.attempts = Labelled(Counter(
+        attempts = Counter(
             "understudy_upstream_attempts", "Calls to upstreams.", ["upstream", "outcome"],
             registry=registry,
-        ))  # fmt: skip
-        self.circuit_open = Labelled(Gauge(
+        )  # fmt: skip
+        self.attempts = Labelled(attempts, self._tallied(attempts))
+        self.circuit_open = Gauge(
             "understudy_circuit_open", "1 while an upstream's breaker is open.", ["upstream"],
             multiprocess_mode="livemax", registry=registry,
-        ))  # fmt: skip
+        )  # fmt: skip
         self.tokens = self._lasting(
             "understudy_tokens", "Tokens spent, served or not.", "served_by", "kind"
         )
@@ -253,15 +269,16 @@ class Metrics:
             "understudy_fallback_records", "Exchanges by what became of them: stored; partial "
             "(without bodies); late (stored after the answer went out marked); lost; "
             "not_shippable (Postgres refuses it; it stays in the outbox).", "state",
+            threads=True,
         )  # fmt: skip
-        self.feedback = Labelled(Counter(
+        self.feedback = Counter(
             "understudy_feedback", "Feedback taken in: kind up, down or correction.",
             ["task", "kind", "state"], registry=registry,
-        ))  # fmt: skip
-        self.retired = Labelled(Counter(
+        )  # fmt: skip
+        self.retired = Counter(
             "understudy_retention_deleted", "Exchanges deleted by `retention_days`.",
             ["task"], registry=registry,
-        ))  # fmt: skip
+        )  # fmt: skip
         self.outbox = Gauge(
             "understudy_outbox_records", "Exchanges in the outbox that Postgres does not have yet.",
             multiprocess_mode="livemostrecent", registry=registry,
@@ -300,11 +317,37 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
 
-    def _lasting(self, name: str, says: str, *labels: str) -> Lasting:
+    def _lasting(self, name: str, says: str, *labels: str, threads: bool = False) -> Lasting:
+        """``threads``: others than the event loop's count too."""
         counter = Counter(name, says, labels, registry=self.registry)
-        made = Lasting(name, len(labels), self.totals, counter)
-        self._of_totals[name] = made
+        make = counter.labels if threads else self._tallied(counter)
+        made = self._of_totals[name] = Lasting(counter, name, len(labels), self.totals, make)
         return made
+
+    def _tallied(self, counter: Counter) -> Callable[..., Counting]:
+        if _several_workers():  # any of them may be asked for the values of all, or be killed
+            return counter.labels
+        return lambda *values: self._kept(CounterTally(counter.labels(*values)))
+
+    def _histogram(
+        self, name: str, says: str, bounds: tuple[float, ...], *labels: str
+    ) -> Labelled[Observing]:
+        histogram = Histogram(name, says, labels, buckets=bounds, registry=self.registry)
+        if _several_workers():
+            return Labelled(histogram, histogram.labels)
+        return Labelled(
+            histogram, lambda *values: self._kept(HistogramTally(histogram.labels(*values), bounds))
+        )
+
+    def _kept(self, tally: T) -> T:
+        self._tallies.append(tally)
+        return tally
+
+    def settle(self) -> None:
+        """Tell the library what was counted, before its values are read; in the event loop's
+        thread."""
+        for tally in self._tallies:
+            tally.settle()
 
     def take_up(self, totals: Iterable[tuple[str, str, float]]) -> None:
         """Begin where the former processes over this store ended; of several workers one does,
@@ -346,6 +389,7 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """The Prometheus text format, of all workers together."""
+        self.settle()
         registry = self.registry
         if _several_workers():
             registry = CollectorRegistry()

@@ -162,7 +162,9 @@ class Rig:
 
     def metric(self, name: str, **labels: str) -> float:
         """Value of one sample of the gateway's own registry."""
-        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+        metrics = self.service.metrics
+        metrics.settle()
+        return metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 @contextlib.asynccontextmanager

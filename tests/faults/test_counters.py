@@ -68,6 +68,7 @@ async def test_what_the_store_did_not_take_is_counted_once_it_does(tmp_path: Pat
         cost = sum(e.attempts[0].cost_usd for e in r.stored())
     async with rig(tmp_path) as r:  # and that is where the next life begins
         labels = {"task": "banking-intents", "served_by": "teacher"}
+        r.service.metrics.settle()
         reasons = [
             sample.value
             for family in r.service.metrics.registry.collect()
