@@ -46,14 +46,15 @@ def create_app(service: Service) -> ASGIApp:
             await rest(scope, receive, send)
             return
         path, post = scope["path"], scope["method"] == "POST"
-        if post and (api := _JUDGED.get(path)) is not None:
-            work = _judged(service, api, Incoming.of(scope, receive))
+        api = _JUDGED.get(path) if post else None
+        if api is not None:
+            incoming = Incoming.of(scope, receive)
+            await _while_there(incoming.client, _judged(service, api, incoming))
         elif post and (path == EMBEDDINGS or path in service.config.passthrough_paths):
-            work = _forwarded(service, Incoming.of(scope, receive))
+            incoming = Incoming.of(scope, receive)
+            await _while_there(incoming.client, _forwarded(service, incoming))
         else:
             await rest(scope, receive, send)
-            return
-        await _while_there(scope, work)
 
     return app
 
@@ -151,9 +152,9 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         return _json(200, await service.admin.roll_back(authorization, name, body))
 
 
-async def _while_there(scope: Scope, work: Coroutine[Any, Any, None]) -> None:
+async def _while_there(client: Client, work: Coroutine[Any, Any, None]) -> None:
     """Serve until the client leaves: a disconnect cancels the upstream call at once."""
-    gone = Client.of(scope).gone
+    gone = client.gone
     task = asyncio.current_task()
     assert task is not None
     left = False

@@ -53,8 +53,9 @@ class Client:
 
     @staticmethod
     def of(scope: Scope) -> Client:
-        """From an ASGI request that ``GatewayProtocol`` took."""
-        client: Client = scope["extensions"][_CLIENT]
+        """Taken out of an ASGI request that ``GatewayProtocol`` received: kept there it would be a
+        reference in a circle, and fifteen objects of every request would wait for the collector."""
+        client: Client = scope["extensions"].pop(_CLIENT)
         return client
 
     @property
