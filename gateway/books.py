@@ -18,7 +18,7 @@ from gateway.errors import GatewayError
 from gateway.logs import log
 from gateway.metrics import LastingChild, Metrics
 from gateway.replays import Sender
-from gateway.store.records import Attempt, Captured, Status
+from gateway.store.records import Attempt, Captured, Exchange, Status
 from gateway.streams.shape import AnswerStream, Parse
 from gateway.totals import Counts
 from gateway.turn import Reply, Turn
@@ -185,8 +185,12 @@ class Books:
         if turn.finished:
             return
         turn.finished = True
-        exchange = turn.exchange(Status.INCOMPLETE, answer(), monotonic(), error="client_gone")
-        self.capture.put_soon(exchange, self._counts(turn, 499))
+        now = monotonic()
+
+        def make() -> Exchange:
+            return turn.exchange(Status.INCOMPLETE, answer(), now, error="client_gone")
+
+        self.capture.put_soon(make, self._counts(turn, 499))
         self.count(turn, 499)
 
     async def keep(

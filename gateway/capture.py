@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from gateway.logs import log
 from gateway.metrics import Metrics
 from gateway.settings import Outbox
 from gateway.store.records import Captured, Draw, Exchange
@@ -38,6 +39,7 @@ class Capture:
         self._expiry: asyncio.TimerHandle | None = None
         self._closed = False
         self._next: list[Job] = []
+        self._unmade: deque[tuple[Callable[[], Exchange], Counts]] = deque()
         self._in_hand = 0
         """Jobs that the writer has and has not dealt with."""
 
@@ -48,6 +50,8 @@ class Capture:
     async def close(self) -> None:
         """Commit everything that waits, then stop."""
         self._closed = True
+        while self._unmade:
+            self._make()
         if self._next:
             self._writer.queue.put(self._next)
             self._next = []
@@ -64,17 +68,36 @@ class Capture:
     @property
     def queued(self) -> int:
         """Exchanges that wait for their commit."""
-        return self._in_hand + len(self._next)
+        return self._in_hand + len(self._next) + len(self._unmade)
 
     async def put(self, exchange: Exchange, counts: Counts = ()) -> Captured:
         """Commit one exchange: on disk when this returns, or marked as not. ``counts`` go to the
         store's totals with it, or by themselves if it is lost."""
         return await self._submit(Job(exchange, counts=counts))
 
-    def put_soon(self, exchange: Exchange, counts: Counts = ()) -> None:
-        """Commit without waiting: for answers whose end nobody received."""
+    def put_soon(self, make: Callable[[], Exchange], counts: Counts = ()) -> None:
+        """Commit without waiting: for answers whose end nobody received. An exchange is made in a
+        round of the loop of its own, since hundreds of clients may leave at once."""
         if not self._closed:
-            self._hand(Job(exchange, counts=counts))
+            self._unmade.append((make, counts))
+            if len(self._unmade) == 1:
+                self._loop.call_soon(self._make_one)
+
+    def _make_one(self) -> None:
+        if self._unmade:
+            self._make()
+        if self._unmade:
+            self._loop.call_soon(self._make_one)
+
+    def _make(self) -> None:
+        make, counts = self._unmade.popleft()
+        try:
+            job = Job(make(), counts=counts)
+        except Exception as error:  # of our own: it costs this one, not those behind it
+            log("exchange_not_made", error=repr(error))
+            count_lost(self._metrics, [Job(counts=counts)])
+        else:
+            self._hand(job)
 
     async def finish_draw(self, exchange_id: str, draw: Draw, now: float) -> bool:
         """Commit the second half of a draw."""
