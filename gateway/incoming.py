@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Scope
 
@@ -11,9 +10,10 @@ from gateway.clock import within
 from gateway.errors import GatewayError
 from gateway.protocol import Client
 from gateway.settings import Limits
+from router.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Incoming:
     """``headers`` by lower-case name; of a header that comes twice the first counts."""
 

@@ -11,6 +11,7 @@ import orjson
 from gateway.api.request import Api, ApiRequest
 from gateway.streams.shape import AnswerStream
 from gateway.streams.whole import teacher_stream, whole_answer
+from router.values import value
 
 
 class Question(Protocol):
@@ -50,7 +51,7 @@ class Question(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Asked:
     """A client's request. ``passthrough`` leaves the model's name as the client wrote it."""
 

@@ -18,6 +18,7 @@ from gateway.trace import Trace
 from gateway.verdict import Reason, ServedBy, Verdict
 from router.confidence import Prefix
 from router.judge import Prejudgement
+from router.values import value
 
 
 class Route(StrEnum):
@@ -28,7 +29,7 @@ class Route(StrEnum):
     STUDENT = "student"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Wishes:
     """What the request's headers ask for."""
 
@@ -41,7 +42,7 @@ class Wishes:
     no_train: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reply:
     """What goes to the HTTP rim; a streamed body is committed to its side already."""
 

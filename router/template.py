@@ -11,10 +11,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from router.errors import FitError
+from router.values import value
 
 FIXED_ROLES = frozenset({"system", "developer"})
 CONTEXT_CHARS = 512
@@ -27,7 +27,7 @@ Slots = Mapping[str, re.Pattern[str]]
 NO_SLOTS: Slots = {}
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Message:
     """One chat message, text only."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -11,6 +10,7 @@ import orjson
 
 from gateway.errors import GatewayError
 from router.template import Message
+from router.values import value
 
 
 class Api(StrEnum):
@@ -26,7 +26,7 @@ class Api(StrEnum):
         return "/chat/completions" if self is Api.CHAT else f"/{self.value}"
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class ApiRequest:
     """One request.
 

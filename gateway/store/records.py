@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from gateway.api.request import Api
+from router.values import value
 
 
 class Status(StrEnum):
@@ -42,7 +43,7 @@ class DrawState(StrEnum):
 _NO_FAULT = frozenset({"ok", "abandoned", "not_confident"})
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Attempt:
     """One call to an upstream. Durations in milliseconds, cost in USD."""
 
@@ -82,7 +83,7 @@ class Draw:
     score: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Exchange:
     """One request with its verdict, answer, attempts and timings.
 
