@@ -46,13 +46,10 @@ def create_app(service: Service) -> ASGIApp:
             await rest(scope, receive, send)
             return
         path, post = scope["path"], scope["method"] == "POST"
-        api = _JUDGED.get(path) if post else None
-        if api is not None:
-            incoming = Incoming.of(scope, receive)
-            await _while_there(incoming.client, _judged(service, api, incoming))
+        if post and (api := _JUDGED.get(path)) is not None:
+            await _judged(service, api, Incoming.of(scope, receive))
         elif post and (path == EMBEDDINGS or path in service.config.passthrough_paths):
-            incoming = Incoming.of(scope, receive)
-            await _while_there(incoming.client, _forwarded(service, incoming))
+            await _forwarded(service, Incoming.of(scope, receive))
         else:
             await rest(scope, receive, send)
 
@@ -184,7 +181,7 @@ async def _judged(service: Service, api: Api, incoming: Incoming) -> None:
         key = incoming.headers.get(HEADER)
         await (_answer(service, turn, send) if key is None else _once(service, turn, key, send))
 
-    await _counted(service, incoming, serve)
+    await _while_there(incoming.client, _counted(service, incoming, serve))
 
 
 async def _forwarded(service: Service, incoming: Incoming) -> None:
@@ -196,7 +193,7 @@ async def _forwarded(service: Service, incoming: Incoming) -> None:
             # Returning without the body's end makes the server cut the connection, as it must be.
             log("passthrough_cut", error=str(error))
 
-    await _counted(service, incoming, serve)
+    await _while_there(incoming.client, _counted(service, incoming, serve))
 
 
 async def _counted(

@@ -16,10 +16,11 @@ from gateway.auth import Principal
 from gateway.capture import Capture
 from gateway.errors import GatewayError
 from gateway.logs import log
-from gateway.metrics import LastingChild, Metrics
+from gateway.metrics import Metrics
 from gateway.replays import Sender
 from gateway.store.records import Attempt, Captured, Exchange, Status
 from gateway.streams.shape import AnswerStream, Parse
+from gateway.tallies import LastingChild
 from gateway.totals import Counts
 from gateway.turn import Reply, Turn
 from gateway.upstream import monotonic

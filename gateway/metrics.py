@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,10 +16,16 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
-from prometheus_client.metrics import MetricWrapperBase
 
 from gateway.store_figures import StoreFigures
-from gateway.tallies import CounterTally, HistogramTally, Tally
+from gateway.tallies import (
+    CounterTally,
+    HistogramTally,
+    Labelled,
+    Lasting,
+    Observing,
+    Tally,
+)
 from gateway.totals import Series, Totals, taken_seeds
 from gateway.verdict import Reason, ServedBy
 
@@ -32,72 +38,8 @@ DRAW_OUTCOMES = {True: "agree", False: "disagree", None: "failed"}
 """By whether the answers agree; None is that it could not be told."""
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable: with it, processes add up in ``/metrics``."""
-C = TypeVar("C")
+M = TypeVar("M", Counter, Histogram)
 T = TypeVar("T", bound=Tally)
-
-
-class Labelled(Generic[C]):
-    """Children by label values: the library's own lookup takes 2 µs, ten times per request."""
-
-    def __init__(self, metric: MetricWrapperBase, make: Callable[..., C]) -> None:
-        """``make`` is given label values, and makes their child."""
-        self.metric = metric
-        self._make = make
-        self._children: dict[tuple[str, ...], C] = {}
-
-    def labels(self, *values: str) -> C:
-        """The child with these label values."""
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self._make(*values)
-        return child
-
-
-class Counting(Protocol):
-    """What takes increments: a series of the library's, or a tally."""
-
-    def inc(self, amount: float = 1.0) -> None:
-        """Count."""
-
-
-class Observing(Protocol):
-    """What takes values: a series of the library's, or a tally."""
-
-    def observe(self, amount: float) -> None:
-        """Count one."""
-
-
-class LastingChild:
-    """One series of a counter that outlives the process."""
-
-    __slots__ = ("_child", "_totals", "series")
-
-    def __init__(self, child: Counting, series: Series, totals: Totals) -> None:
-        self._child, self.series, self._totals = child, series, totals
-
-    def inc(self, amount: float = 1.0) -> None:
-        """Count, here and in the store."""
-        self._child.inc(amount)
-        self._totals.add(self.series, amount)
-
-    def show(self, amount: float = 1.0) -> None:
-        """Count here what the store has counted."""
-        self._child.inc(amount)
-
-
-class Lasting(Labelled[LastingChild]):
-    """A counter whose values a restart takes up again (``Totals``)."""
-
-    def __init__(
-        self, metric: Counter, name: str, arity: int, totals: Totals, make: Callable[..., Counting]
-    ) -> None:
-        """``arity`` is its number of labels; see ``Labelled`` for ``make``."""
-
-        def child(*values: str) -> LastingChild:
-            return LastingChild(make(*values), Series.of(name, values), totals)
-
-        super().__init__(metric, child)
-        self.arity = arity
 
 
 class Metrics:
@@ -163,7 +105,7 @@ class Metrics:
             "understudy_upstream_attempts", "Calls to upstreams.", ["upstream", "outcome"],
             registry=registry,
         )  # fmt: skip
-        self.attempts = Labelled(attempts, self._tallied(attempts))
+        self.attempts = Labelled(attempts, self._tallied(attempts, CounterTally))
         self.circuit_open = Gauge(
             "understudy_circuit_open", "1 while an upstream's breaker is open.", ["upstream"],
             multiprocess_mode="livemax", registry=registry,
@@ -320,28 +262,28 @@ class Metrics:
     def _lasting(self, name: str, says: str, *labels: str, threads: bool = False) -> Lasting:
         """``threads``: others than the event loop's count too."""
         counter = Counter(name, says, labels, registry=self.registry)
-        make = counter.labels if threads else self._tallied(counter)
+        make = counter.labels if threads else self._tallied(counter, CounterTally)
         made = self._of_totals[name] = Lasting(counter, name, len(labels), self.totals, make)
         return made
-
-    def _tallied(self, counter: Counter) -> Callable[..., Counting]:
-        if _several_workers():  # any of them may be asked for the values of all, or be killed
-            return counter.labels
-        return lambda *values: self._kept(CounterTally(counter.labels(*values)))
 
     def _histogram(
         self, name: str, says: str, bounds: tuple[float, ...], *labels: str
     ) -> Labelled[Observing]:
         histogram = Histogram(name, says, labels, buckets=bounds, registry=self.registry)
-        if _several_workers():
-            return Labelled(histogram, histogram.labels)
-        return Labelled(
-            histogram, lambda *values: self._kept(HistogramTally(histogram.labels(*values), bounds))
-        )
+        make = self._tallied(histogram, lambda series: HistogramTally(series, bounds))
+        return Labelled(histogram, make)
 
-    def _kept(self, tally: T) -> T:
-        self._tallies.append(tally)
-        return tally
+    def _tallied(self, metric: M, tally: Callable[[M], T]) -> Callable[..., M | T]:
+        """What makes a metric's series."""
+        if _several_workers():  # any of them may be asked for the values of all, or be killed
+            return metric.labels
+
+        def make(*values: str) -> T:
+            made = tally(metric.labels(*values))
+            self._tallies.append(made)
+            return made
+
+        return make
 
     def settle(self) -> None:
         """Tell the library what was counted, before its values are read; in the event loop's

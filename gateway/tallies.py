@@ -9,9 +9,15 @@ and to the only process of a gateway: where several share files, values have to 
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Protocol
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
 
 from prometheus_client import Counter, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from gateway.totals import Series, Totals
+
+C = TypeVar("C")
 
 
 class Tally(Protocol):
@@ -67,3 +73,67 @@ class HistogramTally:
         series._sum.inc(self._sum)
         self._counts = [0] * len(self._counts)
         self._sum = 0.0
+
+
+class Counting(Protocol):
+    """What takes increments: a series of the library's, or a tally."""
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Count."""
+
+
+class Observing(Protocol):
+    """What takes values: a series of the library's, or a tally."""
+
+    def observe(self, amount: float) -> None:
+        """Count one."""
+
+
+class Labelled(Generic[C]):
+    """Children by label values: the library's own lookup takes 2 µs, ten times per request."""
+
+    def __init__(self, metric: MetricWrapperBase, make: Callable[..., C]) -> None:
+        """``make`` is given label values, and makes their child."""
+        self.metric = metric
+        self._make = make
+        self._children: dict[tuple[str, ...], C] = {}
+
+    def labels(self, *values: str) -> C:
+        """The child with these label values."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._make(*values)
+        return child
+
+
+class LastingChild:
+    """One series of a counter that outlives the process."""
+
+    __slots__ = ("_child", "_totals", "series")
+
+    def __init__(self, child: Counting, series: Series, totals: Totals) -> None:
+        self._child, self.series, self._totals = child, series, totals
+
+    def inc(self, amount: float = 1.0) -> None:
+        """Count, here and in the store."""
+        self._child.inc(amount)
+        self._totals.add(self.series, amount)
+
+    def show(self, amount: float = 1.0) -> None:
+        """Count here what the store has counted."""
+        self._child.inc(amount)
+
+
+class Lasting(Labelled[LastingChild]):
+    """A counter whose values a restart takes up again (``Totals``)."""
+
+    def __init__(
+        self, metric: Counter, name: str, arity: int, totals: Totals, make: Callable[..., Counting]
+    ) -> None:
+        """``arity`` is its number of labels; see ``Labelled`` for ``make``."""
+
+        def child(*values: str) -> LastingChild:
+            return LastingChild(make(*values), Series.of(name, values), totals)
+
+        super().__init__(metric, child)
+        self.arity = arity

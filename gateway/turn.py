@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from gateway.api.request import Api, ApiRequest
 from gateway.auth import Principal
-from gateway.metrics import LastingChild
 from gateway.replays import Sender
 from gateway.scrub import end_user_of
 from gateway.store.records import Attempt, Draw, DrawState, Exchange, Status
+from gateway.tallies import LastingChild
 from gateway.tasks import TaskRuntime
 from gateway.trace import Trace
 from gateway.verdict import Reason, ServedBy, Verdict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,11 +30,8 @@ async def capturing(path: Path, metrics: Metrics | None = None) -> AsyncIterator
 
 def stored(path: Path) -> set[str]:
     """Ids on disk."""
-    store = SqliteStore.read_only(path)
-    try:
+    with closing(SqliteStore.read_only(path)) as store:
         return {e.id for e in store.read(Filter())}
-    finally:
-        store.close()
 
 
 async def test_clients_that_leave_together_do_not_stop_the_loop(tmp_path: Path) -> None:
