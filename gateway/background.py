@@ -69,9 +69,11 @@ class Ground:
         """Draws get their other half, and the teacher its probe set."""
         if not self.first:
             return []
-        offload, shared = self.offload, self.place.shared
+        offload = self.offload
         halves: Halves = (
-            SharedHalves(reader, offload) if shared else OwnHalves(reader, capture, offload)
+            SharedHalves(reader, offload, self.tasks)
+            if self.place.shared
+            else OwnHalves(reader, capture, offload)
         )
         equivalence = Equivalence(self.pool, halves, self.books, offload)
         return [

@@ -12,6 +12,7 @@ from gateway.logs import log
 from gateway.offload import Offload
 from gateway.store.records import Draw, PendingDraw
 from gateway.store.repository import Repository
+from gateway.tasks import Tasks
 
 LEASE_S = 180.0
 """Longer than a second answer takes with its pauses; after it another gateway may ask."""
@@ -68,11 +69,16 @@ class SharedHalves:
 
     store: Repository
     offload: Offload
+    tasks: Tasks
 
     async def claim(self, limit: int) -> list[PendingDraw]:
-        """None while the store is away."""
+        """None while the store is away. Draws of a task that only another gateway knows, say one
+        of the next configuration, are left to it: here they could only fail, and an audit counts
+        that as a disagreement."""
+        names = [task.name for task in self.tasks]
+        claim = self.store.claim_draws
         try:
-            return await self.offload.run(self.store.claim_draws, limit, time.time(), LEASE_S)
+            return await self.offload.run(claim, limit, time.time(), LEASE_S, names)
         except StoreError:
             return []
 

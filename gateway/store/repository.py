@@ -120,21 +120,25 @@ class Repository(ABC):
             (limit,),
         )
 
-    def claim_draws(self, limit: int, now: float, lease_s: float) -> list[PendingDraw]:
-        """Draws that this process may work on until the lease ends: nobody else gets them.
+    def claim_draws(
+        self, limit: int, now: float, lease_s: float, tasks: Sequence[str]
+    ) -> list[PendingDraw]:
+        """Draws of these tasks that this process may work on until the lease ends: nobody else
+        gets them.
 
         Raises:
             WriteError: none was claimed.
         """
         found = (
             "SELECT exchange_id FROM draws WHERE state = 'pending' AND leased_until < ? "
+            f"AND task IN ({', '.join('?' * len(tasks)) or 'NULL'}) "
             f"ORDER BY updated_at LIMIT ?{self.skip_locked}"
         )
         with self._written():
             rows = self._db.execute(
                 f"UPDATE draws SET leased_until = ? WHERE exchange_id IN ({found}) "
                 "RETURNING exchange_id",
-                (now + lease_s, now, limit),
+                (now + lease_s, now, *tasks, limit),
             ).fetchall()
         if not rows:
             return []

@@ -99,7 +99,7 @@ def _asked(store: Repository, audits: AuditStore, feedback: FeedbackStore) -> No
         "newest 20 of a task": lambda: list(
             store.read(Filter(task="t1", newest_first=True, limit=20))
         ),
-        "16 pending draws claimed": lambda: store.claim_draws(16, time.time(), 0.0),
+        "16 pending draws claimed": lambda: store.claim_draws(16, time.time(), 0.0, ["t1"]),
         "audit's pace": lambda: audits.pace(claim, 0.0, time.time()),
         "last 100 draws": lambda: store.connection.execute(sql, ("t1", last - 500)).fetchone(),
         "feedback's exchange": lambda: feedback.task_of(newest.id, newest.principal),

@@ -265,13 +265,17 @@ async def test_kills_with_shipping_lose_nothing_and_double_nothing(
 async def test_two_gateways_share_draws_audit_and_spend(shipping: Shipping) -> None:
     shipping.data["tasks"][0]["risk"] = {"draw_rate": 1.0}
     one, two = await shipping.gateway("one"), await shipping.gateway("two")
+    old_gateway(shipping.server, "a third's")  # of a task that neither knows
     await asyncio.gather(shipping.asked(one, 60), shipping.asked(two, 60))
     await shipping.arrived()
     async with asyncio.timeout(60):
-        while shipping.server.execute("SELECT 1 FROM draws WHERE state = 'pending'"):
+        while shipping.server.execute(
+            "SELECT 1 FROM draws WHERE state = 'pending' AND task <> 't'"
+        ):
             await asyncio.sleep(0.1)
+    assert shipping.server.execute("SELECT state FROM draws WHERE task = 't'") == [("pending",)]
     ((draws, done),) = shipping.server.execute(
-        "SELECT count(*), count(*) FILTER (WHERE tries = 1) FROM draws"
+        "SELECT count(*), count(*) FILTER (WHERE tries = 1) FROM draws WHERE task <> 't'"
     )
     assert draws == done > 100  # each was asked for once, whoever asked
     async with asyncio.timeout(30):
@@ -332,7 +336,7 @@ async def test_neighbouring_schemas_work_side_by_side(shipping: Shipping) -> Non
     assert shipping.witness.cut == 0
     await shipping.arrived()
     with contextlib.closing(Place(folder / "x.db", server.url).repository()) as store:
-        claimed = {job.exchange_id for job in store.claim_draws(10, 1e12, 60.0)}
+        claimed = {job.exchange_id for job in store.claim_draws(10, 1e12, 60.0, ["t"])}
     assert claimed >= {"old-before", "old-after"}
 
 

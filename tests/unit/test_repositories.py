@@ -108,13 +108,16 @@ def test_tail_and_beginnings_of_ids(store: Repository) -> None:
 def test_draws_are_claimed_by_one_and_finished(store: Repository, place: Place) -> None:
     store.put([EXCHANGE])
     with contextlib.closing(place.repository()) as other:
-        (job,) = store.claim_draws(5, 1000.0, 60.0)
+        assert store.claim_draws(5, 1000.0, 60.0, []) == []
+        assert store.claim_draws(5, 1000.0, 60.0, ["another"]) == []
+        (job,) = store.claim_draws(5, 1000.0, 60.0, ["another", "t"])
         assert (job.exchange_id, job.request) == ("a", EXCHANGE.request)
-        assert other.claim_draws(5, 1030.0, 60.0) == []
-        assert [j.exchange_id for j in other.claim_draws(5, 1061.0, 60.0)] == ["a"]  # lease over
+        assert other.claim_draws(5, 1030.0, 60.0, ["t"]) == []
+        # The lease is over.
+        assert [j.exchange_id for j in other.claim_draws(5, 1061.0, 60.0, ["t"])] == ["a"]
     done = Draw(0.02, "student", DrawState.DONE, 2, {"choices": []}, False, 0.5)
     store.finish_draw("a", done, 2000.0)
-    assert store.claim_draws(5, 3000.0, 60.0) == []
+    assert store.claim_draws(5, 3000.0, 60.0, ["t"]) == []
     assert store.pending_draws(5) == []
     assert next(store.read(Filter())).draw == done
 

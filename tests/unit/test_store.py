@@ -168,7 +168,7 @@ def test_an_older_gateway_goes_on_over_a_file_that_a_newer_one_upgraded(tmp_path
         rows = list(new.read(Filter()))
         assert {row.id for row in rows} == {"before", "after", "new"}
         assert all(row.bodies and row.end_user is None and row.draw for row in rows)
-        assert len(new.claim_draws(5, 1.0, 60.0)) == 3
+        assert len(new.claim_draws(5, 1.0, 60.0, ["t"])) == 3
         # The old one finishes draws as it always did.
         old.execute("UPDATE draws SET state='done', agrees=1 WHERE exchange_id='before'")
         assert old.execute("SELECT count(*) FROM exchanges").fetchone() == (3,)
@@ -210,7 +210,7 @@ def test_a_reader_beside_a_waiting_writer_stops_nobody(tmp_path: Path) -> None:
     ):
         shared.judgement("known")  # from now on only the statement's parameters are bound
         other.begin()
-        writer = threading.Thread(target=shared.claim_draws, args=(1, 0.0, 1.0))
+        writer = threading.Thread(target=shared.claim_draws, args=(1, 0.0, 1.0, ["t"]))
         writer.start()
         time.sleep(0.3)  # by now it waits for the lock
         began = time.monotonic()
