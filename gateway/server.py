@@ -23,7 +23,7 @@ from router.threads import stay_on_one_thread
 COLLECTIONS = 10_000, 1, 25
 """New objects between two looks for cycles: more than a few hundred requests in flight hold, so
 that it is cycles that are looked for, not requests; two such looks between those that take the
-survivors of the last ones along, so that the longest walks 30,000 objects (5 to 15 ms beside
+survivors of the last ones along, so that the longest walks 30,000 objects (5 to 18 ms beside
 500 slow clients; ten, the default, stood still for 31 ms); and 26 of those between two walks of
 everything that lives."""
 

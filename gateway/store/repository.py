@@ -129,9 +129,11 @@ class Repository(ABC):
         Raises:
             WriteError: none was claimed.
         """
+        if not tasks:
+            return []
         found = (
             "SELECT exchange_id FROM draws WHERE state = 'pending' AND leased_until < ? "
-            f"AND task IN ({', '.join('?' * len(tasks)) or 'NULL'}) "
+            f"AND task IN ({', '.join('?' * len(tasks))}) "
             f"ORDER BY updated_at LIMIT ?{self.skip_locked}"
         )
         with self._written():
